@@ -1,0 +1,137 @@
+"""kagzi: durable workflows on PostgreSQL whose steps run in parallel.
+
+The way of a step, and the layout, in the order in which it passes:
+
+    context     names a call and encodes its arguments        scope, registry, codec
+    runner      keeps one run: what is recorded, what is live  group, sleeping, attempts
+    executor    begins it where there is room                 _core (Cython), local, pool/
+    answers     takes its result in                           remote and inner: groups within steps
+    store/      writes the checkpoint, behind the fence       checkpoints, fenced, queries.sql
+    worker      claims runs, holds the lease                  heartbeat, incarnation
+    client      starts runs and waits for them                listener, retrying
+
+A module imports only from layers below its own; `tests/test_layers.py` holds the table.
+"""
+
+from kagzi._build_check import check as _check_build
+
+_check_build()
+
+from kagzi.client import Client, RunHandle, connect, run  # noqa: E402
+from kagzi.context import Context  # noqa: E402
+from kagzi.errors import (  # noqa: E402
+    AllStepsFailed,
+    CodecError,
+    DuplicateName,
+    EmbeddedServerFailed,
+    GroupTimeout,
+    InvalidDefinition,
+    InvalidDsn,
+    InvalidInput,
+    InvalidName,
+    KagziError,
+    LeaseLost,
+    MissingMainGuard,
+    NestingTooDeep,
+    NonDeterminism,
+    OutsideRun,
+    PayloadTooLarge,
+    PoolStartFailed,
+    PostgresNotFound,
+    RunConflict,
+    RunFailed,
+    RunWasCancelled,
+    SchemaMissing,
+    SchemaTooNew,
+    ServerTooOld,
+    StaleExtension,
+    StepConflict,
+    StepCrashed,
+    StepFailed,
+    StepTimeout,
+    StoreError,
+    StoreForbidden,
+    StoreUnavailable,
+    UnknownRun,
+    UnknownStep,
+    UnknownWorkflow,
+)
+from kagzi.host import StepFuture, current_step  # noqa: E402
+from kagzi.model import (  # noqa: E402
+    AttemptRecord,
+    ErrorStrategy,
+    GroupRecord,
+    ParallelResult,
+    RunDetails,
+    RunStatus,
+    RunSummary,
+    StepInfo,
+    StepRecord,
+    Winner,
+)
+from kagzi.registry import Call, StepFunction, Workflow, step, workflow  # noqa: E402
+from kagzi.retry import Retry  # noqa: E402
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AllStepsFailed",
+    "AttemptRecord",
+    "Call",
+    "Client",
+    "CodecError",
+    "Context",
+    "DuplicateName",
+    "EmbeddedServerFailed",
+    "ErrorStrategy",
+    "GroupRecord",
+    "GroupTimeout",
+    "InvalidDefinition",
+    "InvalidDsn",
+    "InvalidInput",
+    "InvalidName",
+    "KagziError",
+    "LeaseLost",
+    "MissingMainGuard",
+    "NestingTooDeep",
+    "NonDeterminism",
+    "OutsideRun",
+    "ParallelResult",
+    "PayloadTooLarge",
+    "PoolStartFailed",
+    "PostgresNotFound",
+    "Retry",
+    "RunConflict",
+    "RunDetails",
+    "RunFailed",
+    "RunHandle",
+    "RunStatus",
+    "RunSummary",
+    "RunWasCancelled",
+    "SchemaMissing",
+    "SchemaTooNew",
+    "ServerTooOld",
+    "StaleExtension",
+    "StepConflict",
+    "StepCrashed",
+    "StepFailed",
+    "StepFunction",
+    "StepFuture",
+    "StepInfo",
+    "StepRecord",
+    "StepTimeout",
+    "StoreError",
+    "StoreForbidden",
+    "StoreUnavailable",
+    "UnknownRun",
+    "UnknownStep",
+    "UnknownWorkflow",
+    "Winner",
+    "Workflow",
+    "__version__",
+    "connect",
+    "current_step",
+    "run",
+    "step",
+    "workflow",
+]

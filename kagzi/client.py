@@ -1,0 +1,397 @@
+"""What a program holds: connects, starts runs, waits for them, describes and retries them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+from uuid import UUID
+
+import orjson
+
+from kagzi.errors import InvalidInput, RunFailed, RunWasCancelled, UnknownWorkflow
+from kagzi.failures import kagzi_error_from
+from kagzi.ids import uuid7
+from kagzi.listener import Listener, done_channel, due_channel
+from kagzi.model import (
+    RunDetails,
+    RunStatus,
+    RunSummary,
+    check_duration_s,
+    check_name,
+)
+from kagzi.pool.child import refuse_import
+from kagzi.registry import Workflow, registry
+from kagzi.retrying import retry_run
+from kagzi.store.connections import Connector
+from kagzi.store.embedded import EmbeddedServer, attach
+from kagzi.store.migrate import migrate
+from kagzi.store.store import Store
+from kagzi.worker import Worker
+
+T = TypeVar("T")
+
+WAIT_POLL_S = 1.0
+
+
+class RunHandle(Generic[T]):
+    """A run, as its client sees it.
+
+    Attributes:
+        id: Its external id: the one it was started with, else the database's as text.
+        run_id: The database's id.
+        workflow: Full name of its workflow.
+        is_new: Whether this start made it; False if the id was known.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        run_id: UUID,
+        external_id: str,
+        workflow: str,
+        version: str,
+        is_new: bool,
+    ) -> None:
+        self._client = client
+        self.run_id = run_id
+        self.id = external_id
+        self.workflow = workflow
+        self.version = version
+        self.is_new = is_new
+
+    async def result(self, timeout: float | None = None) -> T:
+        """Wait for the run's end; its result, typed by the workflow's return annotation.
+
+        Args:
+            timeout: Seconds to wait; None for ever.
+
+        Raises:
+            RunFailed: It failed; also of the class of the `StepFailed` (or other error of kagzi)
+                that the workflow let through.
+            RunWasCancelled: It was cancelled.
+            TimeoutError: It goes on, and the time is up.
+        """
+        output = await self._client._wait(self.run_id, self.id, timeout)
+        try:
+            returns = registry.workflow(self.workflow, self.version).returns
+        except UnknownWorkflow:
+            return orjson.loads(output)  # type: ignore[no-any-return]
+        return returns.decode(output)  # type: ignore[no-any-return]
+
+    async def status(self) -> RunStatus:
+        return (await self._client._store.read_status(self.run_id))[0]
+
+    async def progress(self) -> tuple[int, int]:
+        """Checkpoints so far: (completed, failed)."""
+        return await self._client._store.count_steps(self.run_id)
+
+    async def describe(self) -> RunDetails:
+        """Status, steps, groups, failed attempts and timings."""
+        return await self._client.describe(self.run_id)
+
+    def __repr__(self) -> str:
+        return f"<run {self.id!r} of {self.workflow}>"
+
+
+class Client:
+    """A connection to kagzi's store. Made by `connect`; use it as an async context manager."""
+
+    def __init__(
+        self, dsn: str | None, schema: str, migrate_schema: bool, data_folder: Any
+    ) -> None:
+        self._dsn = dsn
+        self._schema = schema
+        self._migrate = migrate_schema
+        self._data_folder = data_folder
+        self._server: EmbeddedServer | None = None
+        self._store: Store = None  # type: ignore[assignment]
+        self._listener: Listener = None  # type: ignore[assignment]
+        self._workers: list[Worker] = []
+        self._waiters: dict[UUID, set[asyncio.Event]] = {}
+        self._notifying: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Client:
+        refuse_import()
+        dsn = self._dsn or os.environ.get("DATABASE_URL")
+        if dsn is None:
+            self._server = await asyncio.to_thread(attach, self._data_folder)
+            dsn = self._server.dsn
+        try:
+            connector = Connector(dsn, self._schema)
+            await connector.check_server()
+            if self._migrate:
+                await asyncio.to_thread(migrate, connector.conninfo(), self._schema)
+            self._store = Store(connector)
+            await self._store.open()
+        except BaseException:
+            if self._server is not None:
+                await asyncio.to_thread(self._server.close)
+            raise
+        self._listener = Listener(
+            connector, (due_channel(self._schema), done_channel(self._schema)), self._heard
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._listener.close()
+        if self._notifying is not None:
+            await asyncio.gather(self._notifying, return_exceptions=True)
+        await self._store.close()
+        if self._server is not None:
+            await asyncio.to_thread(self._server.close)
+
+    @property
+    def data_folder(self) -> str | None:
+        """Where the embedded server keeps its data; None with a server of your own."""
+        return None if self._server is None else str(self._server.data_folder)
+
+    # --- runs -------------------------------------------------------------------------------
+
+    async def start(
+        self,
+        workflow: Workflow[..., T] | str,
+        /,
+        *args: Any,
+        id: str | None = None,  # noqa: A002 - the public option has this name
+        priority: int = 0,
+        version: str | None = None,
+        **kwargs: Any,
+    ) -> RunHandle[T]:
+        """Start a run, or find the one with this id. Durable on return.
+
+        Args:
+            workflow: A registered workflow, or its name.
+            id: An idempotency key, unique per workflow. Default: a new one.
+            priority: Higher is claimed first.
+
+        Raises:
+            RunConflict: The id belongs to a run with another input.
+            UnknownWorkflow: No workflow of that name is registered here.
+            CodecError, InvalidInput: Arguments that cannot be stored, or do not fit.
+        """
+        if not isinstance(workflow, Workflow):
+            if not isinstance(workflow, str):
+                raise UnknownWorkflow(
+                    f"{workflow!r} is not a workflow: decorate it with @kagzi.workflow"
+                )
+            workflow = registry.workflow(workflow, version)
+        if type(priority) is not int or abs(priority) > 2**31 - 1:
+            raise InvalidInput(f"priority must be a 32-bit int, got {priority!r}")
+        payload = workflow.arguments.encode(args, kwargs)
+        run_id = uuid7()
+        external_id = str(run_id) if id is None else check_name("run id", id)
+        started = await self._store.insert_run(
+            run_id, external_id, workflow.name, workflow.version, priority, payload
+        )
+        if started.is_new:
+            self._announce()
+        return RunHandle(
+            self, started.run_id, external_id, workflow.name, started.version, started.is_new
+        )
+
+    async def get(self, run: UUID | str) -> RunHandle[Any]:
+        """The handle of a run by its id. Raises `UnknownRun`."""
+        found = await self._store.find_run(run)
+        return RunHandle(
+            self, found.run_id, found.external_id, found.workflow, found.version, False
+        )
+
+    async def describe(self, run: UUID | str | RunHandle[Any]) -> RunDetails:
+        """A run with its steps, groups and failed attempts. Raises `UnknownRun`."""
+        run_id = await self._run_id(run)
+        summary, payload, steps, groups, attempts = await self._store.describe_run(run_id)
+        return RunDetails(summary, orjson.loads(payload), steps, groups, attempts)
+
+    async def runs(
+        self,
+        *,
+        status: RunStatus | str | None = None,
+        workflow: str | None = None,
+        limit: int = 50,
+    ) -> list[RunSummary]:
+        """The newest runs first."""
+        wanted = None if status is None else RunStatus(status).value
+        return await self._store.list_runs(wanted, workflow, limit)
+
+    async def retry(
+        self, run: UUID | str | RunHandle[Any], *, steps: list[str] | None = None
+    ) -> RunHandle[Any]:
+        """Make a failed run go on: failed steps run again, committed ones do not.
+
+        Cleared are the failures in the cause of the run's error, and what was called after they
+        became visible. Failures that the workflow handled stay, unless named.
+
+        Args:
+            steps: Ids of failed steps to run again as well.
+
+        Raises:
+            InvalidInput: The run has not failed, or a step named has not.
+            UnknownRun, UnknownStep: No such run or step.
+        """
+        handle = run if isinstance(run, RunHandle) else await self.get(run)
+        await retry_run(self._store, handle.run_id, handle.id, steps or [])
+        self._announce()
+        return handle
+
+    # --- workers ----------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def worker(
+        self,
+        *,
+        processes: int | None = None,
+        concurrency: int = 1000,
+        lease_s: float = 30.0,
+        heartbeat_s: float = 10.0,
+        poll_s: float = 1.0,
+        modules: tuple[str, ...] = (),
+        drain_s: float = 0.0,
+    ) -> AsyncIterator[Worker]:
+        """A worker inside this program, for as long as the block lasts.
+
+        Args:
+            processes: Pool processes; default one per processor; 0 runs all bodies here.
+            drain_s: On leaving, wait so long for the runs that are held; then they are given back.
+
+        See `Worker` for the others.
+        """
+        worker = Worker(
+            self._store,
+            processes=processes,
+            concurrency=concurrency,
+            lease_s=lease_s,
+            heartbeat_s=heartbeat_s,
+            poll_s=poll_s,
+            modules=modules,
+            run_left=self._run_left,
+        )
+        await worker.open()
+        self._workers.append(worker)
+        self._listener.start()
+        try:
+            yield worker
+        finally:
+            self._workers.remove(worker)
+            await worker.close(drain_s)
+
+    # --- waiting ----------------------------------------------------------------------------
+
+    async def _run_id(self, run: UUID | str | RunHandle[Any]) -> UUID:
+        if isinstance(run, RunHandle):
+            return run.run_id
+        return (await self._store.find_run(run)).run_id
+
+    def _announce(self) -> None:
+        """A run is due: wake the workers here, or tell those elsewhere."""
+        for worker in self._workers:
+            worker.wake()
+        if not self._workers and self._notifying is None:
+            self._notifying = asyncio.get_running_loop().create_task(self._notify())
+
+    async def _notify(self) -> None:
+        await asyncio.sleep(0)
+        self._notifying = None
+        await self._store.notify(due_channel(self._schema))
+
+    def _heard(self, channel: str) -> None:
+        if channel == due_channel(self._schema):
+            for worker in self._workers:
+                worker.wake()
+        else:
+            for events in self._waiters.values():
+                for event in events:
+                    event.set()
+
+    def _run_left(self, run_id: UUID, status: RunStatus) -> None:
+        if status.is_terminal:
+            for event in self._waiters.get(run_id, ()):
+                event.set()
+
+    async def _wait(self, run_id: UUID, name: str, timeout: float | None) -> bytes:
+        seconds = None if timeout is None else check_duration_s("timeout", timeout)
+        event = asyncio.Event()
+        self._waiters.setdefault(run_id, set()).add(event)
+        if not self._workers:
+            self._listener.start()
+        try:
+            async with asyncio.timeout(seconds):
+                while True:
+                    event.clear()
+                    status, output, error = await self._store.read_status(run_id)
+                    if status.is_terminal:
+                        break
+                    try:
+                        async with asyncio.timeout(WAIT_POLL_S):
+                            await event.wait()
+                    except TimeoutError:
+                        pass
+        finally:
+            events = self._waiters[run_id]
+            events.discard(event)
+            if not events:
+                del self._waiters[run_id]
+        if status is RunStatus.COMPLETED:
+            assert output is not None, "a completed run has an output"
+            return output
+        if status is RunStatus.CANCELLED:
+            raise RunWasCancelled(f"run {name!r} was cancelled")
+        assert error is not None, "a failed run says why"
+        failure: RunFailed = kagzi_error_from(error, name)
+        raise failure
+
+
+def connect(
+    dsn: str | None = None,
+    *,
+    schema: str = "kagzi",
+    migrate: bool = True,
+    data_folder: Any = None,
+) -> Client:
+    """A client, as an async context manager.
+
+    Args:
+        dsn: Connection string; default the environment's DATABASE_URL, else an embedded server.
+        schema: Where kagzi's tables are, or will be.
+        migrate: Bring the schema up to date on entry.
+        data_folder: Of the embedded server; default one per user.
+
+    Raises, on entry:
+        InvalidDsn, StoreUnavailable, StoreForbidden, ServerTooOld, SchemaTooNew, PostgresNotFound.
+    """
+    return Client(dsn, schema, migrate, data_folder)
+
+
+def run(
+    workflow: Workflow[..., T],
+    /,
+    *args: Any,
+    id: str | None = None,  # noqa: A002 - the public option has this name
+    processes: int | None = None,
+    dsn: str | None = None,
+    **kwargs: Any,
+) -> T:
+    """Start a run, drive it with a worker of its own, and return its result. Blocks.
+
+    Raises:
+        RuntimeError: Called where an event loop runs; use `connect` there.
+        RunFailed and what `Client.start` raises.
+    """
+    import uvloop
+
+    refuse_import()
+
+    async def main() -> T:
+        async with connect(dsn) as client, client.worker(processes=processes):
+            handle = await client.start(workflow, *args, id=id, **kwargs)
+            return await handle.result()
+
+    return uvloop.run(main())

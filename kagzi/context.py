@@ -1,0 +1,574 @@
+"""What a workflow receives, and a step that opens groups: names work, encodes it, hands it on.
+
+A Context gives every call its step id at the call, encodes the arguments, and turns the bytes that
+come back into typed values. Who runs the steps is the `Host`'s business: the coordinator's live run,
+or, inside a pool process, the link to it.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, TypeVar, overload
+from uuid import UUID
+
+import orjson
+
+from kagzi.errors import AllStepsFailed, InvalidInput, StepFailed
+from kagzi.host import GroupOutcome, GroupRequest, Host, StepFuture, StepRequest
+from kagzi.model import (
+    ContextBase,
+    ErrorStrategy,
+    GroupKind,
+    ParallelResult,
+    Winner,
+    check_count,
+    check_duration_s,
+    check_name,
+)
+from kagzi.registry import Call, StepFunction, as_call, definition_of, step
+from kagzi.scope import Scope, keyed_ids, member_ids
+
+T = TypeVar("T")
+A = TypeVar("A")
+A1 = TypeVar("A1")
+A2 = TypeVar("A2")
+A3 = TypeVar("A3")
+A4 = TypeVar("A4")
+A5 = TypeVar("A5")
+A6 = TypeVar("A6")
+A7 = TypeVar("A7")
+A8 = TypeVar("A8")
+A9 = TypeVar("A9")
+A10 = TypeVar("A10")
+
+
+class Context(ContextBase):
+    """The handle on its run that a workflow function receives first."""
+
+    __slots__ = ("_host",)
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    @property
+    def run_id(self) -> UUID:
+        """The database's id of the run."""
+        return self._host.run_id
+
+    # --- one step ---------------------------------------------------------------------------
+
+    @overload
+    def step(
+        self,
+        function: Call[T],
+        /,
+        *,
+        id: str | None = ...,
+        name: str | None = ...,
+        priority: int | None = ...,
+        limit: int | None = ...,
+        retry: Any = ...,
+        timeout: float | timedelta | None = ...,
+    ) -> StepFuture[T]: ...
+    @overload
+    def step(
+        self, function: StepFunction[..., ..., Any, T], /, *args: Any, **kwargs: Any
+    ) -> StepFuture[T]: ...
+    @overload
+    def step(
+        self, function: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> StepFuture[Any]: ...
+    def step(
+        self,
+        function: Any,
+        /,
+        *args: Any,
+        id: str | None = None,  # noqa: A002 - the public option has this name
+        name: str | None = None,
+        priority: int | None = None,
+        limit: int | None = None,
+        retry: Any = None,
+        timeout: float | timedelta | None = None,
+        **kwargs: Any,
+    ) -> StepFuture[Any]:
+        """Start a step; returns at once with an awaitable of its result.
+
+        Args:
+            function: A step, a call (`fetch.bind(url)`), or a function or closure, which then
+                runs in the worker's own process.
+            id: Names the step exactly. The same id with the same work is the same step.
+            name: Instead of the function's name in a numbered id.
+            priority, limit, retry, timeout: As in `Call.options`.
+
+        Raises:
+            StepFailed: When awaited, if its last attempt failed.
+            StepConflict: The id is in use for other work.
+            CodecError, InvalidInput: Arguments that cannot be stored, or do not fit.
+        """
+        call: Call[Any]
+        if type(function) is Call:
+            if args or kwargs:
+                raise InvalidInput("a call has its arguments already; pass the step to give others")
+            call = function
+        else:
+            call = Call(definition_of(function), args, kwargs)
+        if priority is not None or limit is not None or retry is not None or timeout is not None:
+            call = call.options(priority=priority, limit=limit, retry=retry, timeout=timeout)
+        scope = self._host.scope()
+        definition = call.definition
+        data = definition.encode(call.args, call.kwargs)
+        if id is not None:
+            step_id = scope.explicit_id(id)
+        else:
+            short = definition.short_name if name is None else check_name("step name", name)
+            step_id = scope.next_id(short)
+        request = StepRequest(step_id, definition, data, call.choices, id is not None)
+        return self._host.start_step(scope, request, definition.returns.decode)
+
+    # --- groups -----------------------------------------------------------------------------
+
+    @overload
+    def parallel(self, name: str, c1: Call[A1], /) -> StepFuture[tuple[A1]]: ...
+    @overload
+    def parallel(self, name: str, c1: Call[A1], c2: Call[A2], /) -> StepFuture[tuple[A1, A2]]: ...
+    @overload
+    def parallel(
+        self, name: str, c1: Call[A1], c2: Call[A2], c3: Call[A3], /
+    ) -> StepFuture[tuple[A1, A2, A3]]: ...
+    @overload
+    def parallel(
+        self, name: str, c1: Call[A1], c2: Call[A2], c3: Call[A3], c4: Call[A4], /
+    ) -> StepFuture[tuple[A1, A2, A3, A4]]: ...
+    @overload
+    def parallel(
+        self, name: str, c1: Call[A1], c2: Call[A2], c3: Call[A3], c4: Call[A4], c5: Call[A5], /
+    ) -> StepFuture[tuple[A1, A2, A3, A4, A5]]: ...
+    @overload
+    def parallel(
+        self,
+        name: str,
+        c1: Call[A1],
+        c2: Call[A2],
+        c3: Call[A3],
+        c4: Call[A4],
+        c5: Call[A5],
+        c6: Call[A6],
+        /,
+    ) -> StepFuture[tuple[A1, A2, A3, A4, A5, A6]]: ...
+    @overload
+    def parallel(
+        self,
+        name: str,
+        c1: Call[A1],
+        c2: Call[A2],
+        c3: Call[A3],
+        c4: Call[A4],
+        c5: Call[A5],
+        c6: Call[A6],
+        c7: Call[A7],
+        /,
+    ) -> StepFuture[tuple[A1, A2, A3, A4, A5, A6, A7]]: ...
+    @overload
+    def parallel(
+        self,
+        name: str,
+        c1: Call[A1],
+        c2: Call[A2],
+        c3: Call[A3],
+        c4: Call[A4],
+        c5: Call[A5],
+        c6: Call[A6],
+        c7: Call[A7],
+        c8: Call[A8],
+        /,
+    ) -> StepFuture[tuple[A1, A2, A3, A4, A5, A6, A7, A8]]: ...
+    @overload
+    def parallel(
+        self,
+        name: str,
+        c1: Call[A1],
+        c2: Call[A2],
+        c3: Call[A3],
+        c4: Call[A4],
+        c5: Call[A5],
+        c6: Call[A6],
+        c7: Call[A7],
+        c8: Call[A8],
+        c9: Call[A9],
+        /,
+    ) -> StepFuture[tuple[A1, A2, A3, A4, A5, A6, A7, A8, A9]]: ...
+    @overload
+    def parallel(
+        self,
+        name: str,
+        c1: Call[A1],
+        c2: Call[A2],
+        c3: Call[A3],
+        c4: Call[A4],
+        c5: Call[A5],
+        c6: Call[A6],
+        c7: Call[A7],
+        c8: Call[A8],
+        c9: Call[A9],
+        c10: Call[A10],
+        /,
+    ) -> StepFuture[tuple[A1, A2, A3, A4, A5, A6, A7, A8, A9, A10]]: ...
+    @overload
+    def parallel(
+        self,
+        name: str,
+        calls: Mapping[str, Call[A]],
+        /,
+        *,
+        on_error: Literal[ErrorStrategy.FAIL_FAST] = ...,
+        limit: int | None = ...,
+        priority: int = ...,
+        timeout: float | timedelta | None = ...,
+    ) -> StepFuture[dict[str, A]]: ...
+    @overload
+    def parallel(
+        self,
+        name: str,
+        /,
+        *calls: Any,
+        on_error: ErrorStrategy = ...,
+        limit: int | None = ...,
+        priority: int = ...,
+        timeout: float | timedelta | None = ...,
+    ) -> StepFuture[Any]: ...
+    def parallel(
+        self,
+        name: str,
+        /,
+        *calls: Any,
+        on_error: ErrorStrategy = ErrorStrategy.FAIL_FAST,
+        limit: int | None = None,
+        priority: int = 0,
+        timeout: float | timedelta | None = None,
+    ) -> StepFuture[Any]:
+        """Start calls together; awaits to a tuple of their results in order.
+
+        One dict instead of calls gives a dict, its keys naming the steps. With
+        `on_error=COLLECT_ALL`: a `ParallelResult`.
+
+        Raises:
+            StepFailed: When awaited: of the first step to fail (FAIL_FAST).
+            GroupTimeout: When awaited: not done within `timeout`.
+        """
+        keys: tuple[str, ...] | None = None
+        if len(calls) == 1 and isinstance(calls[0], Mapping):
+            keys = tuple(calls[0])
+            calls = tuple(calls[0].values())
+        shape: Callable[[list[Any]], Any] = tuple
+        if keys is not None:
+            names = keys
+            shape = lambda values: dict(zip(names, values, strict=True))  # noqa: E731
+        return self._group(name, calls, keys, on_error, limit, priority, timeout, shape)
+
+    @overload
+    def parallel_vec(
+        self,
+        name: str,
+        calls: Iterable[Call[T]],
+        *,
+        keys: Iterable[str] | None = ...,
+        on_error: Literal[ErrorStrategy.FAIL_FAST] = ...,
+        limit: int | None = ...,
+        priority: int = ...,
+        timeout: float | timedelta | None = ...,
+    ) -> StepFuture[list[T]]: ...
+    @overload
+    def parallel_vec(
+        self,
+        name: str,
+        calls: Iterable[Call[T]],
+        *,
+        keys: Iterable[str] | None = ...,
+        on_error: Literal[ErrorStrategy.COLLECT_ALL],
+        limit: int | None = ...,
+        priority: int = ...,
+        timeout: float | timedelta | None = ...,
+    ) -> StepFuture[ParallelResult[T]]: ...
+    @overload
+    def parallel_vec(
+        self,
+        name: str,
+        calls: Iterable[Callable[..., Any]],
+        *,
+        keys: Iterable[str] | None = ...,
+        on_error: ErrorStrategy = ...,
+        limit: int | None = ...,
+        priority: int = ...,
+        timeout: float | timedelta | None = ...,
+    ) -> StepFuture[Any]: ...
+    def parallel_vec(
+        self,
+        name: str,
+        calls: Iterable[Any],
+        *,
+        keys: Iterable[str] | None = None,
+        on_error: ErrorStrategy = ErrorStrategy.FAIL_FAST,
+        limit: int | None = None,
+        priority: int = 0,
+        timeout: float | timedelta | None = None,
+    ) -> StepFuture[Any]:
+        """As `parallel`, over an iterable of calls; awaits to a list in order.
+
+        Args:
+            keys: Names for the steps' ids instead of their places, one per call.
+            limit: At most this many of the group's bodies are open at once.
+            priority: Higher begins first among the ready steps of the worker.
+        """
+        named = None if keys is None else tuple(keys)
+        return self._group(name, list(calls), named, on_error, limit, priority, timeout, list)
+
+    def map(
+        self,
+        name: str,
+        function: StepFunction[..., ..., Any, T] | Callable[..., Any],
+        items: Iterable[Any],
+        *,
+        key: Callable[[Any], str] | None = None,
+        on_error: ErrorStrategy = ErrorStrategy.FAIL_FAST,
+        limit: int | None = None,
+        priority: int = 0,
+        timeout: float | timedelta | None = None,
+    ) -> StepFuture[Any]:
+        """`function` over each of `items`, each its only argument; a list in order.
+
+        Args:
+            key: Names each step by its item instead of its place.
+        """
+        definition = definition_of(function)
+        listed = list(items)
+        keys = None if key is None else [key(item) for item in listed]
+        calls = [Call[Any](definition, (item,), {}) for item in listed]
+        return self._group(name, calls, keys, on_error, limit, priority, timeout, list)
+
+    def race(
+        self,
+        name: str,
+        calls: Iterable[Call[T]] | Iterable[Callable[..., Any]] | Mapping[str, Call[T]],
+        *,
+        limit: int | None = None,
+        priority: int = 0,
+        timeout: float | timedelta | None = None,
+    ) -> StepFuture[Winner[T]]:
+        """Start calls together; awaits to the first that succeeds. The others are cancelled.
+
+        Raises:
+            AllStepsFailed: When awaited: every step failed.
+            InvalidInput: There are no calls.
+        """
+        keys = None
+        if isinstance(calls, Mapping):
+            keys = tuple(calls)
+            calls = calls.values()
+        scope = self._host.scope()
+        request = self._request(
+            scope,
+            GroupKind.RACE,
+            name,
+            list(calls),
+            keys,
+            ErrorStrategy.COLLECT_ALL,
+            limit,
+            priority,
+            timeout,
+        )
+        if not request.ids:
+            raise InvalidInput(f"race {request.path!r} has no calls, so nothing can win it")
+
+        def settle(outcome: GroupOutcome) -> Winner[T]:
+            index = outcome.winner
+            if index is None:
+                count = len(request.ids)
+                raise AllStepsFailed(
+                    f"all {count} steps of race {request.path!r} failed: "
+                    + "; ".join(str(failure) for failure in outcome.failures.values()),
+                    list(outcome.failures.values()),
+                )
+            value = request.definitions[index].returns.decode(outcome.values[index])
+            return Winner(request.ids[index], index, value)
+
+        return self._host.start_group(scope, request, settle)
+
+    async def as_completed(
+        self,
+        name: str,
+        calls: Iterable[Call[T]],
+        *,
+        keys: Iterable[str] | None = None,
+        limit: int | None = None,
+        priority: int = 0,
+    ) -> AsyncIterator[Winner[T]]:
+        """The results in the order in which they became durable; a replay gives the same order.
+
+        Leaving the loop cancels what is still running.
+
+        Raises:
+            StepFailed: At the place of a step that failed.
+        """
+        scope = self._host.scope()
+        named = None if keys is None else tuple(keys)
+        request = self._request(
+            scope,
+            GroupKind.PARALLEL,
+            name,
+            list(calls),
+            named,
+            ErrorStrategy.COLLECT_ALL,
+            limit,
+            priority,
+            None,
+        )
+        request.in_order_of_completion = True
+        stream = self._host.stream_group(scope, request)
+        try:
+            async for index, output in stream:
+                if isinstance(output, StepFailed):
+                    raise output
+                value = request.definitions[index].returns.decode(output)
+                yield Winner(request.ids[index], index, value)
+        finally:
+            await stream.aclose()
+
+    # --- time and chance --------------------------------------------------------------------
+
+    def sleep(self, duration: float | timedelta) -> StepFuture[None]:
+        """A durable pause: its end is kept in the store, and a long one holds nothing."""
+        scope = self._host.scope()
+        seconds = check_duration_s("sleep", duration) if duration else 0.0
+        future: StepFuture[None] = self._host.sleep(scope, scope.next_id("sleep"), seconds, None)
+        return future
+
+    def sleep_until(self, at: datetime) -> StepFuture[None]:
+        """A durable pause up to a moment, given with its time zone."""
+        if at.tzinfo is None:
+            raise InvalidInput(f"sleep_until needs a datetime with a time zone, got {at!r}")
+        scope = self._host.scope()
+        future: StepFuture[None] = self._host.sleep(scope, scope.next_id("sleep"), None, at)
+        return future
+
+    def timeout(self, duration: float | timedelta) -> Any:
+        """`async with ctx.timeout(5):` raises TimeoutError when the block is not done in time.
+
+        That it was, or was not, is recorded: a replay goes the same way.
+        """
+        scope = self._host.scope()
+        return self._host.timeout(
+            scope, scope.next_id("timeout"), check_duration_s("timeout", duration)
+        )
+
+    def now(self) -> StepFuture[datetime]:
+        """The time (UTC) when this was first asked, recorded."""
+        return self.step(_now, name="now")
+
+    def random(self) -> StepFuture[float]:
+        """A random number in [0, 1), recorded."""
+        return self.step(_random, name="random")
+
+    def uuid4(self) -> StepFuture[UUID]:
+        """A random UUID, recorded."""
+        return self.step(_uuid4, name="uuid4")
+
+    # --- inside -----------------------------------------------------------------------------
+
+    def _request(
+        self,
+        scope: Scope,
+        kind: GroupKind,
+        name: str,
+        targets: Iterable[Any],
+        keys: Iterable[str] | None,
+        strategy: ErrorStrategy,
+        limit: int | None,
+        priority: int,
+        timeout: float | timedelta | None,
+    ) -> GroupRequest:
+        """Check and encode a group whole, before anything of it is named or begun."""
+        calls = [target if type(target) is Call else as_call(target) for target in targets]
+        if not isinstance(strategy, ErrorStrategy):
+            raise InvalidInput(f"on_error must be a kagzi.ErrorStrategy, got {strategy!r}")
+        if type(priority) is not int or abs(priority) > 2**31 - 1:
+            raise InvalidInput(f"priority must be a 32-bit int, got {priority!r}")
+        if limit is not None:
+            check_count("limit", limit)
+        timeout_s = None if timeout is None else check_duration_s("timeout", timeout)
+        check_name("group name", name)
+        inputs = [call.definition.arguments.encode(call.args, call.kwargs) for call in calls]
+        path = scope.next_id(name)
+        scope.check_depth(path)
+        ids = member_ids(path, len(calls)) if keys is None else keyed_ids(path, keys)
+        if len(ids) != len(calls):
+            raise InvalidInput(f"group {path!r} has {len(calls)} calls but {len(ids)} keys")
+        choices = None
+        if any(call.choices is not None for call in calls):
+            choices = [call.choices for call in calls]
+        definitions = [call.definition for call in calls]
+        return GroupRequest(
+            path, kind, strategy, ids, definitions, inputs, choices, limit, priority, timeout_s
+        )
+
+    def _group(
+        self,
+        name: str,
+        targets: Iterable[Any],
+        keys: Iterable[str] | None,
+        strategy: ErrorStrategy,
+        limit: int | None,
+        priority: int,
+        timeout: float | timedelta | None,
+        shape: Callable[[list[Any]], Any],
+    ) -> StepFuture[Any]:
+        scope = self._host.scope()
+        request = self._request(
+            scope, GroupKind.PARALLEL, name, targets, keys, strategy, limit, priority, timeout
+        )
+        if strategy is ErrorStrategy.COLLECT_ALL:
+            names = None if keys is None else tuple(keys)
+            return self._host.start_group(
+                scope,
+                request,
+                lambda outcome: ParallelResult(
+                    decoded(request, outcome.values), outcome.failures, names
+                ),
+            )
+        return self._host.start_group(
+            scope, request, lambda outcome: shape(decoded(request, outcome.values))
+        )
+
+
+def decoded(request: GroupRequest, values: list[bytes | None]) -> list[Any]:
+    """A group's results, typed by each step's own return annotation; None where it failed."""
+    definitions = request.definitions
+    if not definitions:
+        return []
+    first = definitions[0]
+    if first.returns.plain and definitions.count(first) == len(definitions) and None not in values:
+        return orjson.loads(b"[" + b",".join(values) + b"]")  # type: ignore[no-any-return, arg-type]
+    return [
+        None if value is None else definition.returns.decode(value)
+        for definition, value in zip(definitions, values, strict=True)
+    ]
+
+
+# What a context records of the world is steps like any other, run in the worker's own process.
+
+
+@step(where="coordinator")
+async def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+@step(where="coordinator")
+async def _random() -> float:
+    return random.random()
+
+
+@step(where="coordinator")
+async def _uuid4() -> UUID:
+    return UUID(bytes=os.urandom(16), version=4)

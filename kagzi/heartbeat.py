@@ -1,0 +1,97 @@
+"""Renews a worker's lease from a thread of its own, so that a blocked loop does not lose it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import psycopg
+
+from kagzi.store.connections import Connector
+from kagzi.store.queries import load_queries
+
+logger = logging.getLogger("kagzi.worker")
+
+
+class Heartbeat:
+    """The thread.
+
+    Args:
+        on_beat: Told, in the thread, the store's time and when it was asked and answered.
+        on_lost: Told, in the thread, that the lease was ended or cannot be trusted any more.
+    """
+
+    def __init__(
+        self,
+        connector: Connector,
+        worker_id: UUID,
+        lease_s: float,
+        heartbeat_s: float,
+        on_beat: Callable[[datetime, float, float], None],
+        on_lost: Callable[[str], None],
+    ) -> None:
+        self._connector = connector
+        self._worker_id = worker_id
+        self._lease_s = lease_s
+        self._heartbeat_s = heartbeat_s
+        self._on_beat = on_beat
+        self._on_lost = on_lost
+        self._query = load_queries(connector.schema)["renew_lease"].encode()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="kagzi-heartbeat", daemon=True)
+        self.beats = 0
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        connection: psycopg.Connection[Any] | None = None
+        # Counted from when the last renewal that succeeded was sent: the store's lease is no older.
+        held_from = time.monotonic()
+        wait_s = self._heartbeat_s
+        try:
+            while not self._stop.wait(wait_s):
+                wait_s = self._heartbeat_s
+                sent = time.monotonic()
+                try:
+                    if connection is None:
+                        connection = psycopg.connect(
+                            self._connector.conninfo(
+                                application_name="kagzi-heartbeat",
+                                connect_timeout=max(2, int(self._lease_s / 3)),
+                            ),
+                            autocommit=True,
+                        )
+                    asked_at = time.time()
+                    row = connection.execute(
+                        self._query, {"id": self._worker_id, "lease_s": self._lease_s}
+                    ).fetchone()
+                    answered_at = time.time()
+                except psycopg.Error as error:
+                    if connection is not None:
+                        connection.close()
+                        connection = None
+                    logger.warning("heartbeat failed: %s", self._connector.explain(error))
+                    if time.monotonic() - held_from > self._lease_s:
+                        self._on_lost("the lease could not be renewed in time")
+                        return
+                    wait_s = min(1.0, self._heartbeat_s)
+                    continue
+                if row is None:
+                    self._on_lost("another worker ended the lease")
+                    return
+                held_from = sent
+                self.beats += 1
+                self._on_beat(row[0], asked_at, answered_at)
+        finally:
+            if connection is not None:
+                connection.close()

@@ -1,0 +1,132 @@
+"""The worker's own process as a place where bodies run: closures, and all steps without a pool."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from kagzi._core import LANE_ASYNC, LANE_CPU, LANE_THREAD, Place, Step
+from kagzi.errors import StepTimeout
+from kagzi.failures import describe_exception
+from kagzi.host import current
+from kagzi.model import StepInfo
+
+ASYNC_ROOM = 10_000
+THREADS = 32
+
+
+class LocalPlace:
+    """Runs bodies in tasks of this loop, and sync ones in threads.
+
+    Args:
+        prepare: Gives the new task of a step's body its scope.
+        context_for: The Context that a step asks for.
+        returned, failed, ended: Told how each body ended.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        prepare: Callable[[asyncio.Task[Any], Step], None],
+        context_for: Callable[[Step], Any],
+        returned: Callable[[Step], None],
+        failed: Callable[[Step, bytes, bool], None],
+        ended: Callable[[Step], None],
+    ) -> None:
+        self._loop = loop
+        self.place = Place((ASYNC_ROOM, THREADS, 1), "coordinator")
+        self._prepare = prepare
+        self._context_for = context_for
+        self._returned = returned
+        self._failed = failed
+        self._ended = ended
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._threads = ThreadPoolExecutor(THREADS, "kagzi-step")
+
+    def start(self, steps: list[Step]) -> None:
+        for step in steps:
+            task = self._loop.create_task(self._run(step))
+            self._tasks[step.number] = task
+            self._prepare(task, step)
+
+    def cancel(self, step: Step) -> None:
+        task = self._tasks.get(step.number)
+        if task is not None:
+            task.cancel()
+
+    async def close(self) -> None:
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _run(self, step: Step) -> None:
+        definition = step.definition
+        number = step.number
+        step.started_us = time.time_ns() // 1000
+        step.process_id = 0
+        current.set(StepInfo(step.run.run_id, step.id, step.attempt))
+        error: BaseException | None = None
+        output: bytes | None = None
+        try:
+            args, kwargs = definition.arguments.decode(step.input)
+            if definition.wants_context:
+                args = (self._context_for(step), *args)
+            if definition.is_async:
+                value = await self._timed(step, definition.function(*args, **kwargs))
+            else:
+                value = await self._timed(step, self._in_thread(step, args, kwargs))
+            output = definition.returns.encode(value)
+        except BaseException as raised:
+            error = raised
+        self._tasks.pop(number, None)
+        if step.number != number:
+            return
+        step.completed_us = time.time_ns() // 1000
+        self._ended(step)
+        if step.group.closed:
+            return
+        if error is None:
+            step.status, step.output = "completed", output
+            self._returned(step)
+        else:
+            wanted = definition.retry.wants(error)
+            self._failed(step, describe_exception(error), wanted)
+
+    async def _timed(self, step: Step, body: Any) -> Any:
+        if not step.timeout_us:
+            return await body
+        limit = asyncio.timeout(step.timeout_us / 1e6)
+        try:
+            async with limit:
+                return await body
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise StepTimeout(f"no result within {step.timeout_us / 1e6:g} s") from None
+
+    async def _in_thread(self, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # A cancelled wait leaves its thread running; it counts as busy until it ends.
+        context = contextvars.copy_context()
+        work = self._threads.submit(context.run, step.definition.function, *args, **kwargs)
+        try:
+            return await asyncio.wrap_future(work, loop=self._loop)
+        except asyncio.CancelledError:
+            if not work.cancel() and not work.done():
+                self._give_up_thread(step.lane)
+                work.add_done_callback(
+                    lambda _: self._loop.call_soon_threadsafe(self._take_thread_back, step.lane)
+                )
+            raise
+
+    def _give_up_thread(self, lane: int) -> None:
+        self.place.set_room(lane, max(0, self.place.room(lane) - 1))
+
+    def _take_thread_back(self, lane: int) -> None:
+        most = {LANE_ASYNC: ASYNC_ROOM, LANE_THREAD: THREADS, LANE_CPU: 1}[lane]
+        self.place.set_room(lane, min(most, self.place.room(lane) + 1))

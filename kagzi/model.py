@@ -1,0 +1,292 @@
+"""Statuses, legal transitions, the records a client gets, and checks of names and numbers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any, Generic, TypeVar
+from uuid import UUID
+
+from kagzi.errors import InvalidInput, InvalidName, StepFailed
+
+T = TypeVar("T")
+
+MAX_NAME_BYTES = 250
+MAX_STEP_ID_BYTES = 1000
+MAX_NESTING = 16
+SEPARATOR = "/"
+NUMBER_SIGN = "#"
+
+
+class ContextBase:
+    """Base of every Context; a step whose first parameter is annotated so receives one."""
+
+    __slots__ = ()
+
+
+class RunStatus(StrEnum):
+    """Where a run stands. See docs/architecture.md for the arrows between them."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    SLEEPING = "sleeping"
+    PAUSED = "paused"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_terminal(self) -> bool:
+        return self in TERMINAL
+
+
+TERMINAL = frozenset({RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED})
+
+# From each status, the ones it may turn into. Only a person's retry leaves a terminal status.
+TRANSITIONS: dict[RunStatus, frozenset[RunStatus]] = {
+    RunStatus.PENDING: frozenset({RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.CANCELLED}),
+    RunStatus.RUNNING: frozenset(set(RunStatus) - {RunStatus.RUNNING}),
+    RunStatus.SLEEPING: frozenset(
+        {RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.CANCELLED, RunStatus.PENDING}
+    ),
+    RunStatus.PAUSED: frozenset({RunStatus.PENDING, RunStatus.CANCELLED}),
+    RunStatus.COMPLETED: frozenset(),
+    RunStatus.FAILED: frozenset({RunStatus.PENDING}),
+    RunStatus.CANCELLED: frozenset({RunStatus.PENDING}),
+}
+
+
+class ErrorStrategy(StrEnum):
+    """What a group does when a step of it fails."""
+
+    FAIL_FAST = "fail_fast"
+    COLLECT_ALL = "collect_all"
+
+
+class GroupKind(StrEnum):
+    """How a group's outcome comes from its steps'."""
+
+    PARALLEL = "parallel"
+    RACE = "race"
+
+
+@dataclass(frozen=True, slots=True)
+class ParallelResult(Generic[T]):
+    """What a COLLECT_ALL group gives.
+
+    Attributes:
+        values: One per call, in order; None where the step failed.
+        errors: Index to `StepFailed`, ascending.
+        keys: The keys of the calls if the group was given as a dict, else None.
+    """
+
+    values: list[T | None]
+    errors: dict[int, StepFailed] = field(default_factory=dict)
+    keys: tuple[str, ...] | None = None
+
+    @property
+    def is_success(self) -> bool:
+        return not self.errors
+
+    @property
+    def first_error(self) -> StepFailed | None:
+        """Of the lowest index, or None."""
+        return next(iter(self.errors.values()), None)
+
+    def into_result(self) -> list[T]:
+        """The values, if no step failed.
+
+        Raises:
+            ExceptionGroup: Of every `StepFailed`, in order.
+        """
+        if self.errors:
+            count, size = len(self.errors), len(self.values)
+            raise ExceptionGroup(f"{count} of {size} steps failed", list(self.errors.values()))
+        return self.values  # type: ignore[return-value]
+
+
+@dataclass(frozen=True, slots=True)
+class Winner(Generic[T]):
+    """The first step of a race to succeed.
+
+    Attributes:
+        id: Its step id.
+        index: Its place among the calls, from 0.
+        value: Its result.
+    """
+
+    id: str
+    index: int
+    value: T
+
+
+@dataclass(frozen=True, slots=True)
+class StepInfo:
+    """What a step body can know of itself.
+
+    Attributes:
+        run_id: Of the run, the database's id.
+        step_id: Path of the step in the run.
+        attempt: From 1; rises with every counted attempt.
+    """
+
+    run_id: UUID
+    step_id: str
+    attempt: int
+
+    @property
+    def idempotency_key(self) -> str:
+        """The same for every attempt of this step, different for every other step."""
+        return f"{self.run_id}:{self.step_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """A checkpoint, as `describe` shows it. Times are UTC; `duration_s` is the body's."""
+
+    id: str
+    function: str
+    status: str
+    attempts: int
+    started_at: datetime
+    completed_at: datetime
+    group_path: str | None
+    parent_step_id: str | None
+    process_id: int
+    error: StepFailed | None
+    output_bytes: int
+
+    @property
+    def duration_s(self) -> float:
+        return (self.completed_at - self.started_at).total_seconds()
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRecord:
+    """A finished parallel group. `speedup` is the sum of its steps' seconds over its wall."""
+
+    path: str
+    kind: str
+    size: int
+    strategy: str
+    limit: int | None
+    decision: str | None
+    decided_index: int | None
+    cached: int
+    succeeded: int
+    failed: int
+    started_at: datetime
+    completed_at: datetime
+    wall_s: float
+    steps_s: float
+    longest_s: float
+
+    @property
+    def speedup(self) -> float:
+        return self.steps_s / self.wall_s if self.wall_s > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRecord:
+    """A failed attempt."""
+
+    step_id: str
+    attempt: int
+    started_at: datetime
+    completed_at: datetime
+    error: StepFailed
+    process_id: int
+    retry_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """A row of the list of runs. `id` is the external id, `run_id` the database's."""
+
+    id: str
+    run_id: UUID
+    workflow: str
+    version: str
+    status: RunStatus
+    priority: int
+    created_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+    wake_at: datetime
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunDetails:
+    """All that the store knows of one run."""
+
+    summary: RunSummary
+    input: Any
+    steps: list[StepRecord]
+    groups: list[GroupRecord]
+    attempts: list[AttemptRecord]
+
+    @property
+    def id(self) -> str:
+        return self.summary.id
+
+    @property
+    def run_id(self) -> UUID:
+        return self.summary.run_id
+
+    @property
+    def workflow(self) -> str:
+        return self.summary.workflow
+
+    @property
+    def status(self) -> RunStatus:
+        return self.summary.status
+
+    @property
+    def error(self) -> str | None:
+        return self.summary.error
+
+
+def check_name(what: str, value: object, most_bytes: int = MAX_NAME_BYTES) -> str:
+    """`value`, if it can be a name: printable text without `/` and `#`, not too long.
+
+    Raises:
+        InvalidName: Says what is wrong with it.
+    """
+    if not isinstance(value, str):
+        raise InvalidName(f"{what} must be a str, got {value!r}")
+    shown = repr(value if len(value) <= 60 else value[:57] + "...")
+    if not value or value != value.strip():
+        raise InvalidName(f"{what} {shown} is empty or has white space around it")
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:
+        raise InvalidName(f"{what} {shown} holds half of a surrogate pair") from None
+    if size > most_bytes:
+        raise InvalidName(f"{what} {shown} has {size} bytes; at most {most_bytes} are stored")
+    if not value.isprintable():
+        raise InvalidName(f"{what} {shown} has characters that cannot be printed; leave them out")
+    if SEPARATOR in value or NUMBER_SIGN in value:
+        raise InvalidName(
+            f"{what} {shown} has a '/' or '#', which separate and number step ids; use ':' or '-'"
+        )
+    return value
+
+
+def check_duration_s(what: str, value: object) -> float:
+    """Seconds of a number or timedelta, positive and finite. Raises `InvalidInput`."""
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise InvalidInput(f"{what} must be seconds or a timedelta, got {value!r}")
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise InvalidInput(f"{what} must be a finite time above 0 s, got {value!r}")
+    return float(seconds)
+
+
+def check_count(what: str, value: object) -> int:
+    """A whole number of at least 1. Raises `InvalidInput`."""
+    if type(value) is not int or value < 1 or value > 2**31 - 1:
+        raise InvalidInput(f"{what} must be a whole number of at least 1, got {value!r}")
+    return value

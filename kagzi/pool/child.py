@@ -1,0 +1,444 @@
+"""A pool process: receives frames of steps, runs their bodies, answers in frames.
+
+Async bodies share the process's uvloop; sync ones run in threads; bodies that compute run one at a
+time. Nothing here touches the database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import ctypes
+import faulthandler
+import importlib
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+from uuid import UUID
+
+import uvloop
+
+from kagzi._core import LANE_ASYNC, LANE_CPU, LANE_THREAD, FrameReader, FrameWriter
+from kagzi.errors import InvalidDefinition, MissingMainGuard, StepTimeout
+from kagzi.failures import describe_exception
+from kagzi.host import current
+from kagzi.model import StepInfo
+from kagzi.pool import wire
+from kagzi.pool.marks import Marks, map_cells
+from kagzi.registry import Definition, StepFunction, registry
+from kagzi.tasks import install_factory
+
+Message = tuple[int, int, int, int, bytes, bytes]
+MakeContext = Callable[["PoolProcess", "Body"], Any]
+
+CANCEL_GRACE_S = 2.0
+
+_body: contextvars.ContextVar[Body] = contextvars.ContextVar("kagzi_body")
+
+
+class Body:
+    """A step's body that was received and has not answered."""
+
+    __slots__ = (
+        "answered",
+        "attempt",
+        "cell",
+        "definition",
+        "extra",
+        "function",
+        "head",
+        "input",
+        "lane",
+        "number",
+        "started_us",
+        "task",
+        "timed_out",
+        "timeout_us",
+        "timer",
+    )
+
+    def __init__(self, message: Message, function: int, definition: Definition) -> None:
+        _, self.number, _, second, self.head, self.input = message
+        self.function = function
+        self.definition = definition
+        self.attempt = second & 0xFFFF
+        self.timeout_us = second >> 16
+        self.lane = definition.lane
+        self.started_us = 0
+        self.cell = 0
+        self.answered = False  # the coordinator knows how it ended, or no longer cares
+        self.timed_out = False
+        self.task: asyncio.Task[None] | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        self.extra: Any = None  # the link of its Context, if it has one
+
+    @property
+    def info(self) -> StepInfo:
+        return StepInfo(UUID(bytes=self.head[:16]), self.head[16:].decode(), self.attempt)
+
+
+class PoolProcess(asyncio.Protocol):
+    """The process's end of the socket."""
+
+    def __init__(self, marks: Marks, make_context: MakeContext) -> None:
+        self._marks = marks
+        self._make_context = make_context
+        self._reader = FrameReader()
+        self._out = FrameWriter()
+        self._flushing = False
+        self._functions: dict[int, Definition | BaseException] = {}
+        self._bodies: dict[int, Body] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._transport: asyncio.Transport | None = None
+        self._threads = Threads(self)
+        self._loop = asyncio.get_running_loop()
+        self.ended = self._loop.create_future()
+
+    # --- the socket -------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+        self.send(wire.READY, os.getpid())
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        # The coordinator is gone, whatever it was: nobody can use a result from here.
+        os._exit(0)
+
+    def data_received(self, data: bytes) -> None:
+        for message in self._reader.feed(data):
+            kind = message[0]
+            if kind == wire.RUN:
+                self._begin(message)
+            elif kind == wire.CANCEL:
+                self._cancel(message[1])
+            elif kind == wire.OUTCOME:
+                body = self._bodies.get(message[1])
+                if body is not None and body.extra is not None:
+                    body.extra.outcome(message)
+            elif kind == wire.DEFINE:
+                self._define(message)
+            elif kind == wire.STOP:
+                os._exit(0)
+
+    def send(
+        self,
+        kind: int,
+        number: int,
+        first: int = 0,
+        second: int = 0,
+        head: bytes = b"",
+        body: bytes = b"",
+    ) -> None:
+        """Put a message into the frame that goes out at the end of this turn of the loop."""
+        self._out.add(kind, number, first, second, head, body)
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if self._transport is not None:
+            self._transport.write(self._out.take())
+
+    # --- beginning --------------------------------------------------------------------------
+
+    def _define(self, message: Message) -> None:
+        _, _, first, _, head, body = message
+        try:
+            self._functions[first] = find_step(head.decode(), body.decode())
+        except BaseException as error:
+            self._functions[first] = error
+
+    def _begin(self, message: Message) -> None:
+        definition = self._functions[message[2]]
+        if isinstance(definition, BaseException):
+            now_us = time.time_ns() // 1000
+            self.send(wire.FAILED, message[1], now_us, 0, b"0", describe_exception(definition))
+            return
+        body = Body(message, message[2], definition)
+        self._bodies[body.number] = body
+        if definition.is_async:
+            context = contextvars.copy_context()
+            context.run(_body.set, body)
+            body.task = task = asyncio.Task(
+                self._marks.on_loop(self._run(body), body.number), loop=self._loop, context=context
+            )
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        else:
+            self._threads.put(body)
+
+    async def _run(self, body: Body) -> None:
+        """An async body, on the loop."""
+        definition = body.definition
+        body.cell = self._marks.begin(body.number)
+        body.started_us = time.time_ns() // 1000
+        if body.timeout_us:
+            self.arm(body)
+        current.set(body.info)
+        try:
+            args, kwargs = definition.arguments.decode(body.input)
+            if definition.wants_context:
+                args = (self._make_context(self, body), *args)
+            value = await definition.function(*args, **kwargs)
+            output = definition.returns.encode(value)
+        except BaseException as error:
+            self._raised(body, error)
+        else:
+            self.returned(body, output)
+
+    def arm(self, body: Body) -> None:
+        """Start the clock of a body with a timeout."""
+        if body.number in self._bodies:
+            body.timer = self._loop.call_later(body.timeout_us / 1e6, self._time_out, body)
+
+    # --- ending -----------------------------------------------------------------------------
+
+    def returned(self, body: Body, output: bytes) -> None:
+        if self._end(body):
+            duration_us = time.time_ns() // 1000 - body.started_us
+            self.send(wire.DONE, body.number, body.started_us, duration_us, b"", output)
+
+    def _raised(self, body: Body, error: BaseException) -> None:
+        if self._end(body):
+            self._send_failure(wire.FAILED, body, error)
+
+    def failed(self, body: Body, error: BaseException) -> None:
+        """A sync body raised."""
+        self._raised(body, error)
+
+    def _send_failure(self, kind: int, body: Body, error: BaseException) -> None:
+        duration_us = time.time_ns() // 1000 - body.started_us
+        head = b"1" if body.definition.retry.wants(error) else b"0"
+        self.send(kind, body.number, body.started_us, duration_us, head, describe_exception(error))
+
+    def _end(self, body: Body) -> bool:
+        """The body is over: free its cell. True if its outcome is still to be told."""
+        self._marks.end(body.cell)
+        self._bodies.pop(body.number, None)
+        if body.timer is not None:
+            body.timer.cancel()
+        if body.extra is not None:
+            body.extra.close()
+        if body.answered:
+            if body.definition.is_async:
+                self.send(wire.CANCELLED, body.number)
+            else:
+                self.send(wire.FREED, body.number, body.lane)
+            return False
+        if body.timed_out:
+            self._send_failure(wire.FAILED, body, _timeout_error(body))
+            return False
+        return True
+
+    def _cancel(self, number: int) -> None:
+        body = self._bodies.get(number)
+        if body is None or body.answered:
+            return
+        if body.task is not None:
+            body.answered = True
+            if body.started_us == 0:
+                self._bodies.pop(number)
+                self.send(wire.CANCELLED, number)
+            body.task.cancel()
+        elif self._threads.withdraw(body):
+            self._bodies.pop(number)
+            self.send(wire.CANCELLED, number)
+        else:
+            body.answered = True
+            self.send(wire.ABANDONED, number, body.lane)
+
+    def _time_out(self, body: Body) -> None:
+        if body.answered or body.number not in self._bodies:
+            return
+        if body.task is None:
+            self._give_up(body)
+            return
+        body.timed_out = True
+        body.task.cancel()
+        body.timer = self._loop.call_later(CANCEL_GRACE_S, self._give_up, body)
+
+    def _give_up(self, body: Body) -> None:
+        """A body that cannot be stopped: the coordinator will replace this process."""
+        if not body.answered and body.number in self._bodies:
+            self._send_failure(wire.TIMED_OUT, body, _timeout_error(body))
+            body.answered = True
+
+
+def _timeout_error(body: Body) -> StepTimeout:
+    return StepTimeout(f"no result within {body.timeout_us / 1e6:g} s")
+
+
+class Threads:
+    """Runs sync bodies: some threads for blocking ones, one for those that compute."""
+
+    def __init__(self, process: PoolProcess) -> None:
+        self._process = process
+        self._loop = asyncio.get_running_loop()
+        self._queues: dict[int, queue.SimpleQueue[Body]] = {
+            LANE_THREAD: queue.SimpleQueue(),
+            LANE_CPU: queue.SimpleQueue(),
+            LANE_ASYNC: queue.SimpleQueue(),
+        }
+        self._started = {LANE_THREAD: 0, LANE_CPU: 0}
+        self._most = {LANE_THREAD: wire.THREADS, LANE_CPU: 1}
+        self._lock = threading.Lock()
+        self._waiting: set[int] = set()
+        self._answers: list[tuple[Body, bytes | None, BaseException | None]] = []
+
+    def put(self, body: Body) -> None:
+        lane = body.lane
+        self._waiting.add(body.number)
+        self._queues[lane].put(body)
+        if self._started[lane] < self._most[lane]:
+            self._started[lane] += 1
+            threading.Thread(
+                target=self._work, args=(lane,), name=f"kagzi-{lane}", daemon=True
+            ).start()
+
+    def withdraw(self, body: Body) -> bool:
+        """Take a body back that no thread has begun."""
+        with self._lock:
+            if body.number in self._waiting:
+                self._waiting.discard(body.number)
+                return True
+            return False
+
+    def _work(self, lane: int) -> None:
+        bodies = self._queues[lane]
+        while True:
+            body = bodies.get()
+            with self._lock:
+                if body.number not in self._waiting:
+                    continue
+                self._waiting.discard(body.number)
+                cell = self._process._marks.begin_thread(body.number)
+            body.cell = cell
+            body.started_us = time.time_ns() // 1000
+            if body.timeout_us:
+                self._loop.call_soon_threadsafe(self._process.arm, body)
+            context = contextvars.Context()
+            output, error = context.run(_run_sync, body)
+            with self._lock:
+                self._answers.append((body, output, error))
+                first = len(self._answers) == 1
+            if first:
+                self._loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        with self._lock:
+            answers, self._answers = self._answers, []
+        for body, output, error in answers:
+            with self._lock:
+                if output is not None:
+                    self._process.returned(body, output)
+                else:
+                    assert error is not None, "a body returns or raises"
+                    self._process.failed(body, error)
+
+
+def _run_sync(body: Body) -> tuple[bytes | None, BaseException | None]:
+    definition = body.definition
+    current.set(body.info)
+    try:
+        args, kwargs = definition.arguments.decode(body.input)
+        return definition.returns.encode(definition.function(*args, **kwargs)), None
+    except BaseException as error:
+        return None, error
+
+
+def find_step(reference: str, name: str) -> Definition:
+    """The step registered under `name`, after importing the module that should register it.
+
+    Raises:
+        InvalidDefinition: The import works, but gives no such step.
+    """
+    module_name, _, qualname = reference.partition(":")
+    module: Any = (
+        sys.modules["__main__"]
+        if module_name == "__main__"
+        else importlib.import_module(module_name)
+    )
+    try:
+        return registry.step(name)
+    except LookupError:
+        pass
+    target = module
+    for part in qualname.split("."):
+        target = getattr(target, part, None)
+    if isinstance(target, StepFunction):
+        return target.definition
+    raise InvalidDefinition(
+        f"a pool process imported {module_name!r} and found no step {name!r} in it: register it "
+        "when the module is imported, or declare it with where='coordinator'"
+    )
+
+
+def main(
+    channel: socket.socket, cells: int, make_context: MakeContext, modules: tuple[str, ...]
+) -> None:
+    """Run a pool process until its coordinator goes away.
+
+    Args:
+        channel: This end of the socket pair.
+        cells: Descriptor of the shared memory for marks.
+        make_context: Makes the Context for a body that asks for one.
+        modules: Imported at the start, so that the first step does not wait for them.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's to handle
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    faulthandler.enable()
+    _die_with_parent()
+    marks = Marks(map_cells(cells))
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except Exception:
+            pass
+
+    async def serve() -> None:
+        loop = asyncio.get_running_loop()
+        install_factory(loop, lambda coroutine: _marked(marks, coroutine))
+        channel.setblocking(False)
+        _, process = await loop.connect_accepted_socket(
+            lambda: PoolProcess(marks, make_context), channel
+        )
+        await process.ended
+
+    uvloop.run(serve())
+
+
+def _die_with_parent() -> None:
+    """Even a process whose loop is blocked ends when its coordinator is killed (Linux).
+
+    Source: prctl(2), PR_SET_PDEATHSIG.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
+
+
+def _marked(marks: Marks, coroutine: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
+    """Tasks that a body makes are marked as its own."""
+    body = _body.get(None)
+    return coroutine if body is None else marks.on_loop(coroutine, body.number)
+
+
+def current_body() -> Body | None:
+    return _body.get(None)
+
+
+def refuse_import() -> None:
+    """Raise `MissingMainGuard` in a process that is importing the main script for the pool."""
+    import multiprocessing.process
+
+    if getattr(multiprocessing.process.current_process(), "_inheriting", False):
+        raise MissingMainGuard(
+            "kagzi was started while a pool process imported this script; "
+            'put what starts it under `if __name__ == "__main__":`'
+        )

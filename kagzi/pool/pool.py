@@ -1,0 +1,484 @@
+"""The pool, coordinator's side: starts processes, sends frames, notices deaths, replaces.
+
+A process is reached over one socket pair. Its death is the end of that stream; which step killed it
+is read from the marks it left in shared memory. Where they do not name one, the suspects run again
+one at a time in a process of their own, and the one that dies alone is it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from multiprocessing.reduction import DupFd
+from typing import Any, Protocol
+
+from kagzi._core import (
+    WAITING,
+    FrameReader,
+    FrameWriter,
+    Place,
+    Scheduler,
+    Step,
+)
+from kagzi.errors import PoolStartFailed, StepCrashed, StepTimeout
+from kagzi.failures import describe_exception
+from kagzi.pool import child, wire
+from kagzi.pool.marks import make_cells, read_marks
+
+logger = logging.getLogger("kagzi.pool")
+
+START_TIMEOUT_S = 60.0
+NEIGHBOUR_GRACE_S = 2.0
+WATCH_S = 0.25
+
+Message = tuple[int, int, int, int, bytes, bytes]
+
+
+class Feeder(Protocol):
+    """What the pool needs of the executor that its processes are links of."""
+
+    scheduler: Scheduler
+
+    def add_link(self, link: Any) -> None: ...
+    def remove_link(self, link: Any) -> None: ...
+    def submit(self, steps: Any) -> None: ...
+    def finish(self, step: Step) -> None: ...
+    def finished(self, steps: list[Step]) -> None: ...
+
+
+class Answers(Protocol):
+    """Who is told how bodies ended."""
+
+    def completed(self, steps: list[Step]) -> None:
+        """Bodies that returned; the scheduler has finished them."""
+
+    def failed(
+        self,
+        step: Step,
+        error: bytes,
+        wanted: bool,
+        started_us: int,
+        completed_us: int,
+        process_id: int,
+    ) -> None:
+        """A body that raised, ran out of time, or took its process down."""
+
+    def again(self, steps: list[Step]) -> None:
+        """Bodies that were cut off by a neighbour's end; the attempt does not count."""
+
+    def inner(self, link: PoolLink, step: Step, message: Message) -> None:
+        """A body asks for inner work."""
+
+
+class PoolLink(asyncio.Protocol):
+    """One pool process."""
+
+    def __init__(self, pool: Pool, room: tuple[int, int, int], executor: Feeder) -> None:
+        self._pool = pool
+        self.executor = executor
+        self._room = room
+        self.place = Place(room, self)
+        self._reader = FrameReader()
+        self._out = FrameWriter()
+        self._functions: dict[str, int] = {}
+        self._transport: asyncio.Transport | None = None
+        self._loop = asyncio.get_running_loop()
+        self.ready: asyncio.Future[int] = self._loop.create_future()
+        self.process: Any = None
+        self.process_id = 0
+        self.steps: dict[int, Step] = {}
+        self.leaving = False
+        self.culprit: int | None = None  # the step seen on its loop at the last look
+        self.blocked_since = 0.0
+        self.cells: memoryview | None = None
+        self._flushing = False
+
+    # --- out --------------------------------------------------------------------------------
+
+    def start(self, steps: list[Step]) -> None:
+        functions = self._functions
+        out = self._out
+        mine = self.steps
+        for step in steps:
+            number = functions.get(step.function)
+            if number is None:
+                number = functions[step.function] = len(functions) + 1
+                reference = step.definition.reference
+                out.add(
+                    wire.DEFINE, 0, number, 0, reference.encode(), step.definition.name.encode()
+                )
+            out.add_step(wire.RUN, step, number)
+            mine[step.number] = step
+        self.flush()
+
+    def cancel(self, step: Step) -> None:
+        self.send(wire.CANCEL, step.number)
+
+    def send(
+        self,
+        kind: int,
+        number: int = 0,
+        first: int = 0,
+        second: int = 0,
+        head: bytes = b"",
+        body: bytes = b"",
+    ) -> None:
+        self._out.add(kind, number, first, second, head, body)
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        self._flushing = False
+        if self._transport is not None and len(self._out):
+            self._transport.write(self._out.take())
+
+    # --- in ---------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+        self.flush()
+
+    def data_received(self, data: bytes) -> None:
+        messages = self._reader.feed(data)
+        done, rest = self.executor.scheduler.absorb(messages, wire.DONE, self.process_id)
+        if done:
+            mine = self.steps
+            for step in done:
+                mine.pop(step.number, None)
+            self.executor.finished(done)
+            self._pool.answers.completed(done)
+        for message in rest:
+            self._receive(message)
+
+    def _receive(self, message: Message) -> None:
+        kind, number, first, second, head, body = message
+        if kind == wire.READY:
+            self.process_id = number
+            if not self.ready.done():
+                self.ready.set_result(number)
+            return
+        if kind == wire.FREED:
+            self._change_room(first, 1)
+            return
+        step = self.steps.get(number)
+        if step is None:
+            return
+        if kind == wire.INNER or kind == wire.INNER_CANCEL:
+            self._pool.answers.inner(self, step, message)
+            return
+        del self.steps[number]
+        self.executor.finish(step)
+        if kind == wire.FAILED or kind == wire.TIMED_OUT:
+            self._pool.answers.failed(
+                step, body, head == b"1", first, first + second, self.process_id
+            )
+            if kind == wire.TIMED_OUT:
+                self._pool.replace(self, "a step ran past its timeout and cannot be stopped")
+        elif kind == wire.ABANDONED:
+            self._change_room(first, -1)
+            if self.place.room(first) == 0:
+                self._pool.replace(self, "abandoned threads fill it")
+
+    def _change_room(self, lane: int, change: int) -> None:
+        room = min(self._room[lane], max(0, self.place.room(lane) + change))
+        self.place.set_room(lane, room)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._pool.lost(self)
+
+    # --- the end ----------------------------------------------------------------------------
+
+    def kill(self) -> None:
+        if self.process is not None and self.process_id:
+            try:
+                os.kill(self.process_id, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+        if not self.ready.done():
+            self.ready.cancel()
+
+
+class Pool:
+    """Keeps a number of pool processes up.
+
+    Args:
+        size: How many.
+        executor: Whose links they become.
+        answers: Told how bodies end.
+        make_context: Importable; makes the Context of a body in a pool process.
+        modules: Imported by each process at its start.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        executor: Feeder,
+        new_executor: Callable[[], Feeder],
+        answers: Answers,
+        make_context: Any,
+        modules: tuple[str, ...] = (),
+    ) -> None:
+        self.size = size
+        self.answers = answers
+        self.executor = executor
+        self._new_executor = new_executor
+        self._make_context = make_context
+        self._modules = modules
+        self._loop = asyncio.get_running_loop()
+        self._links: set[PoolLink] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._suspects: deque[Step] = deque()
+        self._quarantine: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._closing = False
+        self._failures = 0
+        self.started = 0
+        self.deaths = 0
+
+    async def open(self) -> None:
+        """Start the processes; returns when all are ready.
+
+        Raises:
+            PoolStartFailed: One ended before it was ready.
+        """
+        await asyncio.gather(*(self._start(self.executor) for _ in range(self.size)))
+        self._watch = self._loop.create_task(self._watch_timeouts())
+
+    async def close(self) -> None:
+        """Kill the processes and wait until they are gone."""
+        self._closing = True
+        tasks = [*self._tasks]
+        if self._watch is not None:
+            tasks.append(self._watch)
+        if self._quarantine is not None:
+            tasks.append(self._quarantine)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        links = list(self._links)
+        for link in links:
+            link.kill()
+            link.close()
+        await asyncio.gather(
+            *(asyncio.to_thread(_reap, link.process) for link in links if link.process is not None)
+        )
+        self._links.clear()
+
+    @property
+    def process_ids(self) -> list[int]:
+        return [link.process_id for link in self._links if link.process_id]
+
+    # --- starting ---------------------------------------------------------------------------
+
+    async def _start(self, executor: Feeder, alone: bool = False) -> PoolLink:
+        room = (1, 1, 1) if alone else (wire.ASYNC_ROOM, wire.THREADS, 1)
+        link = PoolLink(self, room, executor)
+        self._links.add(link)
+        ours, theirs = socket.socketpair()
+        descriptor, link.cells = make_cells()
+        try:
+            link.process = await asyncio.to_thread(
+                _spawn, theirs, descriptor, self._make_context, self._modules
+            )
+        except Exception as error:
+            ours.close()
+            self._links.discard(link)
+            raise PoolStartFailed(f"a pool process could not be started: {error}") from error
+        finally:
+            theirs.close()
+            os.close(descriptor)
+        ours.setblocking(False)
+        await self._loop.connect_accepted_socket(lambda: link, ours)
+        try:
+            await asyncio.wait_for(asyncio.shield(link.ready), START_TIMEOUT_S)
+        except (TimeoutError, PoolStartFailed) as error:
+            link.kill()
+            link.close()
+            raise PoolStartFailed(
+                f"a pool process was not ready: {error or 'no answer'}. Its own messages are on "
+                'the standard error stream; a script needs `if __name__ == "__main__":` around '
+                "what starts kagzi"
+            ) from None
+        self.started += 1
+        executor.add_link(link)
+        return link
+
+    def _start_another(self) -> None:
+        if self._closing:
+            return
+        task = self._loop.create_task(self._restart())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _restart(self) -> None:
+        pause_s = 0.1
+        while True:
+            try:
+                await self._start(self.executor)
+                return
+            except PoolStartFailed as error:
+                logger.error("%s; trying again in %.1f s", error, pause_s)
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 2, 10.0)
+
+    # --- deaths -----------------------------------------------------------------------------
+
+    def replace(self, link: PoolLink, reason: str) -> None:
+        """Let a process finish what it can for a moment, then kill it; another one takes over."""
+        if link.leaving or self._closing:
+            return
+        link.leaving = True
+        link.place.open = False
+        logger.warning("pool process %d is replaced: %s", link.process_id, reason)
+        if link.executor is self.executor:
+            self._start_another()
+        self._loop.create_task(self._retire(link))
+
+    async def _retire(self, link: PoolLink) -> None:
+        until = time.monotonic() + NEIGHBOUR_GRACE_S
+        while link.steps and time.monotonic() < until and link in self._links:
+            await asyncio.sleep(0.02)
+        link.kill()
+
+    def lost(self, link: PoolLink) -> None:
+        """A process is gone: find out whose fault it was, and let the others run again."""
+        self._links.discard(link)
+        if not link.ready.done():
+            link.ready.set_exception(PoolStartFailed("it ended before it was ready"))
+            link.ready.exception()
+            return
+        if self._closing:
+            return
+        self.deaths += 1
+        self._loop.run_in_executor(None, _reap, link.process)
+        link.executor.remove_link(link)
+        steps, link.steps = link.steps, {}
+        for step in steps.values():
+            link.executor.finish(step)
+        assert link.cells is not None, "a process that was ready has its cells"
+        running, begun = read_marks(link.cells)
+        if link.leaving:
+            # Killed by us: whoever overstayed has been told already.
+            self.answers.again(list(steps.values()))
+            return
+        if link.executor is self.executor:
+            self._start_another()
+        suspects = [steps.pop(number) for number in running if number in steps]
+        if not suspects:
+            suspects = [steps.pop(number) for number in begun if number in steps]
+        self.answers.again(list(steps.values()))
+        if link.executor is not self.executor or len(suspects) == 1:
+            for step in suspects:
+                logger.warning(
+                    "pool process %d died while running step %r", link.process_id, step.id
+                )
+                self._fail(link, step, _crash(link))
+        elif suspects:
+            self._suspects.extend(suspects)
+            if self._quarantine is None:
+                self._quarantine = self._loop.create_task(self._try_suspects())
+
+    def _fail(self, link: PoolLink, step: Step, error: Exception) -> None:
+        now_us = time.time_ns() // 1000
+        wanted = step.definition.retry.wants(error)
+        self.answers.failed(
+            step, describe_exception(error), wanted, now_us, now_us, link.process_id
+        )
+
+    async def _try_suspects(self) -> None:
+        """Run suspects one at a time in a process of their own."""
+        executor = self._new_executor()
+        link: PoolLink | None = None
+        try:
+            while self._suspects:
+                step = self._suspects.popleft()
+                if step.group.closed:
+                    continue
+                if link is None or link not in self._links or link.leaving:
+                    link = await self._start(executor, alone=True)
+                executor.submit([step])
+                number = step.number
+                while step.number == number and (number in link.steps or step.state == WAITING):
+                    await asyncio.sleep(0.005)
+        finally:
+            self._quarantine = None
+            if link is not None and link in self._links:
+                link.leaving = True
+                link.kill()
+
+    # --- bodies that block their loop -------------------------------------------------------
+
+    async def _watch_timeouts(self) -> None:
+        """Kill a process whose loop one body with a timeout has blocked well past it."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            now = time.monotonic()
+            for link in list(self._links):
+                if link.cells is None or link.leaving or not link.steps:
+                    continue
+                number = link.cells[wire.CELL_LOOP]
+                step = link.steps.get(number)
+                if step is None or not step.timeout_us:
+                    link.culprit = None
+                    continue
+                if link.culprit is None or link.culprit != number:
+                    link.culprit = number
+                    link.blocked_since = now
+                elif now - link.blocked_since > step.timeout_us / 1e6 + child.CANCEL_GRACE_S:
+                    del link.steps[number]
+                    link.executor.finish(step)
+                    seconds = step.timeout_us / 1e6
+                    self._fail(link, step, StepTimeout(f"no result within {seconds:g} s"))
+                    self.replace(link, f"step {step.id!r} blocks its event loop")
+
+
+class _Descriptor:
+    """A file descriptor that travels to a process while it is started."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def __reduce__(self) -> Any:
+        return _detach, (DupFd(self._descriptor),)
+
+
+def _detach(travelled: Any) -> int:
+    return int(travelled.detach())
+
+
+def _spawn(
+    channel: socket.socket, descriptor: int, make_context: Any, modules: tuple[str, ...]
+) -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["kagzi.pool.child", make_context.__module__])
+    process = context.Process(
+        target=child.main,
+        args=(channel, _Descriptor(descriptor), make_context, modules),
+        daemon=True,
+    )
+    process.start()
+    return process
+
+
+def _reap(process: Any) -> None:
+    process.join(5)
+
+
+def _crash(link: PoolLink) -> StepCrashed:
+    return StepCrashed(
+        f"pool process {link.process_id} died while running it (a crash, os._exit, a kill, or "
+        "out of memory)"
+    )

@@ -1,0 +1,115 @@
+"""A person's retry of a failed run: which checkpoints are cleared, so that steps run again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from uuid import UUID
+
+from kagzi.errors import InvalidInput, UnknownStep
+from kagzi.failures import failed_steps, timed_out_groups
+from kagzi.model import SEPARATOR, RunStatus
+from kagzi.scope import is_below
+from kagzi.store.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class CallRecord:
+    """A step or closed group of a run, as far as a retry needs it."""
+
+    path: str
+    failed: bool
+    in_group: bool
+    call_number: int
+    visible_number: int | None
+
+    @property
+    def scope(self) -> str:
+        """Path of the scope in which it was called."""
+        path = self.path.rpartition(SEPARATOR)[0]
+        return path.rpartition(SEPARATOR)[0] if self.in_group else path
+
+
+def plan_retry(
+    steps: dict[str, CallRecord],
+    groups: dict[str, CallRecord],
+    causes: Iterable[str],
+    timed_out: Iterable[str],
+) -> tuple[set[str], set[str]]:
+    """Which steps and groups to clear, given the failures that caused the run's error.
+
+    The failures themselves, the groups and outer steps around them, and whatever was called after
+    such a failure became visible, in the scope that saw it and the scopes above.
+    """
+    cleared_steps: set[str] = set()
+    cleared_groups: set[str] = set()
+    seen: list[tuple[str, int]] = []
+    for path in causes:
+        record = steps.get(path)
+        if record is None:
+            continue
+        cleared_steps.add(path)
+        if record.visible_number is not None:
+            seen.append((record.scope, record.visible_number))
+    for path in timed_out:
+        record = groups.get(path)
+        if record is not None:
+            cleared_groups.add(path)
+            if record.visible_number is not None:
+                seen.append((record.scope, record.visible_number))
+    for path in [*cleared_steps, *cleared_groups]:
+        # The groups it is in, and the outer steps above it, as far up as the run.
+        above = path.rpartition(SEPARATOR)[0]
+        while above:
+            if above in groups:
+                cleared_groups.add(above)
+            if above in steps:
+                cleared_steps.add(above)
+            above = above.rpartition(SEPARATOR)[0]
+    for scope, number in seen:
+        for records, cleared in ((steps, cleared_steps), (groups, cleared_groups)):
+            for record in records.values():
+                own = record.scope
+                reaches = own == scope or is_below(own, scope) or is_below(scope, own)
+                if record.call_number > number and reaches:
+                    cleared.add(record.path)
+    return cleared_steps, cleared_groups
+
+
+async def retry_run(store: Store, run_id: UUID, name: str, named: list[str]) -> None:
+    """Clear and restart, in one transaction. See `Client.retry`."""
+    queries = store.queries
+    async with store.locked_run(run_id) as (connection, status, error):
+        if status not in (RunStatus.FAILED, RunStatus.CANCELLED):
+            raise InvalidInput(
+                f"run {name!r} is {status.value}; only a failed or cancelled run can be retried"
+            )
+        parameters = {"id": run_id}
+        cursor = await connection.execute(queries["load_calls"].encode(), parameters)
+        steps = {
+            row[0]: CallRecord(row[0], row[1] == "failed", *row[2:])
+            for row in await cursor.fetchall()
+        }
+        cursor = await connection.execute(queries["load_group_calls"].encode(), parameters)
+        groups = {
+            path: CallRecord(path, bool(decision or failed), False, call_number, visible_number)
+            for path, decision, failed, call_number, visible_number in await cursor.fetchall()
+        }
+        for path in named:
+            if path not in steps:
+                raise UnknownStep(f"run {name!r} has no step {path!r}")
+            if not steps[path].failed:
+                raise InvalidInput(f"step {path!r} of run {name!r} has not failed")
+        causes = [*(failed_steps(error) if error else ()), *named]
+        timed_out = timed_out_groups(error) if error else []
+        step_ids, paths = plan_retry(steps, groups, causes, timed_out)
+        await connection.execute(
+            queries["delete_steps"].encode(), {"id": run_id, "step_ids": sorted(step_ids)}
+        )
+        await connection.execute(
+            queries["delete_groups"].encode(), {"id": run_id, "paths": sorted(paths)}
+        )
+        await connection.execute(
+            queries["retire_attempts"].encode(), {"id": run_id, "step_ids": sorted(step_ids)}
+        )
+        await connection.execute(queries["restart_run"].encode(), parameters)

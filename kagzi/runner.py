@@ -1,0 +1,447 @@
+"""Drives one run to its next durable state: finished, parked, or given back.
+
+The live run is the host of its workflow's Context. It keeps what is recorded, gives work its place,
+and lets go of the run by a row in the writer's ordered stream, behind its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable, Iterable
+from datetime import datetime, timedelta
+from typing import Any, Protocol
+from uuid import UUID
+
+from kagzi._core import RESUMING, SUSPENDED, Gate, Step
+from kagzi.attempts import number_attempt
+from kagzi.clock import StoreClock
+from kagzi.context import Context
+from kagzi.errors import OutsideRun, RunSuspended, StepConflict
+from kagzi.executor import Executor
+from kagzi.failures import describe_exception
+from kagzi.group import Group, Single, Work
+from kagzi.host import GroupRequest, StepFuture, StepRequest
+from kagzi.model import RunStatus
+from kagzi.registry import CallOptions, Definition, Workflow
+from kagzi.scope import Scope, is_below
+from kagzi.sleeping import Deadline, Sleep
+from kagzi.store.checkpoints import CheckpointWriter
+from kagzi.store.rows import RunRow, StoredStep
+from kagzi.store.store import ClaimedRun
+from kagzi.tasks import assign_scope, current_scope
+from kagzi.timers import Timer, Timers
+
+logger = logging.getLogger("kagzi")
+
+PARK_AFTER_S = 3.0
+QUIET_S = 0.2
+
+
+class Surroundings(Protocol):
+    """What a live run needs of its worker."""
+
+    loop: asyncio.AbstractEventLoop
+    worker_id: UUID
+    writer: CheckpointWriter
+    clock: StoreClock
+
+    def function_gate(self, definition: Definition, choices: CallOptions | None) -> Gate | None: ...
+
+    def begin(self, steps: list[Step]) -> None: ...
+
+    def executor_of(self, step: Step) -> Executor: ...
+
+    def run_left(self, run: LiveRun, status: RunStatus) -> None: ...
+
+
+class LiveRun:
+    """One run, driven by this worker. See `group.Home` and `host.Host` for what it offers."""
+
+    def __init__(
+        self, worker: Surroundings, claimed: ClaimedRun, workflow: Workflow[..., Any]
+    ) -> None:
+        self.worker = worker
+        self.claimed = claimed
+        self.workflow = workflow
+        self.run_id = claimed.run_id
+        self.run_key = claimed.run_id.bytes
+        self.worker_key = worker.worker_id.bytes
+        self.loop = worker.loop
+        self.writer = worker.writer
+        self.recorded_steps = claimed.steps
+        self.recorded_groups = claimed.groups
+        self.attempts = claimed.attempts
+        self.number = max(
+            (
+                max(s.call_number, s.completed_number, s.visible_number or 0)
+                for s in claimed.steps.values()
+            ),
+            default=0,
+        )
+        self.leaving = False
+        self._doom: BaseException | None = None
+        self._root = Scope()
+        self._root.run = self
+        self._works: set[Work] = set()
+        self._shared: dict[str, Single] = {}
+        self._inner: dict[str, Group] = {}
+        self._waits: dict[str, int] = {}
+        self._retries: dict[str, Timer] = {}
+        self.timers = Timers(self.loop, self._consider_parking)
+        self._parking: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    # --- driving ----------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Run the workflow function from the top, over what is recorded."""
+        self._task = self.loop.create_task(self._drive())
+        assign_scope(self._task, self._root)
+
+    async def _drive(self) -> None:
+        workflow = self.workflow
+        status, output, error = RunStatus.FAILED, None, None
+        try:
+            args, kwargs = workflow.arguments.decode(self.claimed.input)
+            value = await workflow.function(Context(self), *args, **kwargs)
+            output = workflow.returns.encode(value)
+            status = RunStatus.COMPLETED
+        except BaseException as raised:
+            if not self.leaving:
+                error = describe_exception(self._doom or raised)
+        if self.leaving:
+            return
+        if self._doom is not None:
+            status, output, error = RunStatus.FAILED, None, describe_exception(self._doom)
+        elif status is RunStatus.COMPLETED:
+            self._warn_of_unawaited()
+        self._leave(RunRow(self.run_id, self.claimed.epoch, status.value, output, error))
+
+    def _leave(self, row: RunRow) -> None:
+        """Stop everything and let go of the run; told to the worker when that is durable."""
+        self.stop()
+        status = RunStatus(row.status)
+        self.writer.put_run(row)
+        self.writer.after_commit(lambda: self.worker.run_left(self, status))
+
+    def stop(self) -> None:
+        """Stop everything; write nothing more. The run stays as it is in the store."""
+        self.leaving = True
+        self.timers.close()
+        if self._parking is not None:
+            self._parking.cancel()
+        for work in list(self._works):
+            work.withdraw()
+        if self._task is not None and self._task is not asyncio.current_task():
+            self._task.cancel()
+
+    async def wait_stopped(self) -> None:
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    def give_back(self) -> None:
+        """Let another worker go on with it."""
+        if not self.leaving:
+            self._leave(
+                RunRow(
+                    self.run_id,
+                    self.claimed.epoch,
+                    RunStatus.PENDING.value,
+                    wake_at=self.worker.clock.now(),
+                )
+            )
+
+    def doom(self, error: BaseException) -> None:
+        if self._doom is None:
+            self._doom = error
+            if self._task is not None:
+                self.loop.call_soon(self._task.cancel)
+
+    def _warn_of_unawaited(self) -> None:
+        names = sorted(work.path for work in self._works if not work.awaited)
+        if names:
+            logger.warning(
+                "workflow %s of run %s returned without awaiting %s: cancelled",
+                self.workflow.name,
+                self.claimed.external_id,
+                ", ".join(repr(name) for name in names[:20]),
+            )
+
+    # --- parking ----------------------------------------------------------------------------
+
+    def _consider_parking(self) -> None:
+        """Look again, when it has been quiet for a moment, whether only long timers are left."""
+        if self.leaving:
+            return
+        if self._parking is not None:
+            self._parking.cancel()
+        self._parking = self.loop.call_later(QUIET_S, self._park, self.number)
+
+    def _park(self, number: int) -> None:
+        self._parking = None
+        if self.leaving or self._doom is not None:
+            return
+        open_works = [work for work in self._works if not work.ended]
+        idle = all(isinstance(work, Sleep) or self._only_retries(work) for work in open_works)
+        wake_in_s = self.timers.next_s()
+        if number != self.number or not idle or not open_works or wake_in_s is None:
+            return
+        if any(isinstance(work, Sleep) and not work.durable for work in open_works):
+            return
+        if wake_in_s < PARK_AFTER_S:
+            return
+        wake_at = self.worker.clock.now() + timedelta(seconds=wake_in_s)
+        self._leave(
+            RunRow(self.run_id, self.claimed.epoch, RunStatus.SLEEPING.value, wake_at=wake_at)
+        )
+
+    def _only_retries(self, work: Work) -> bool:
+        return all(step.id in self._retries for step in work.steps())
+
+    # --- host of the context ----------------------------------------------------------------
+
+    def scope(self) -> Scope:
+        if self.leaving or self._doom is not None:
+            raise RunSuspended
+        scope = current_scope()
+        if scope is None or scope.run is not self:
+            raise OutsideRun(
+                "a Context works in its own run's tasks; this code runs in another task, thread or "
+                "callback"
+            )
+        return scope
+
+    def start_step(
+        self, scope: Scope, request: StepRequest, settle: Callable[[bytes], Any]
+    ) -> StepFuture[Any]:
+        if self._is_past_deadline(scope, self.recorded_steps.get(request.id)):
+            return StepFuture(request.id, self.loop)
+        known = self._shared.get(request.id)
+        if known is not None:
+            if not (request.explicit or scope.base):
+                raise StepConflict(
+                    f"step {request.id!r} takes its id from its function's name, and that is in "
+                    "use as an explicit id; give one of them another"
+                )
+            if not known.is_same(request.definition, request.input):
+                raise StepConflict(
+                    f"step id {request.id!r} is in use for {known.definition.name!r} with "
+                    "another function or input; give one of them another id"
+                )
+            return self._joined(known, scope, settle)
+        work = Single(self, scope, request)
+        if request.explicit or scope.base:
+            self._shared[request.id] = work
+        return self._begun(work, scope, settle)
+
+    def start_group(
+        self, scope: Scope, request: GroupRequest, settle: Callable[[Any], Any]
+    ) -> StepFuture[Any]:
+        if self._is_past_deadline(scope, self.recorded_groups.get(request.path)):
+            return StepFuture(request.path, self.loop)
+        known = self._inner.get(request.path)
+        if known is not None:
+            return self._joined(known, scope, settle)
+        work = Group(self, scope, request)
+        if scope.base:
+            self._inner[request.path] = work
+        return self._begun(work, scope, settle)
+
+    def stream_group(
+        self, scope: Scope, request: GroupRequest
+    ) -> AsyncGenerator[tuple[int, Any], None]:
+        work = Group(self, scope, request)
+        self._works.add(work)
+        results = work.results()
+        work.begin()
+        return results
+
+    def sleep(
+        self, scope: Scope, step_id: str, seconds: float | None, until: datetime | None
+    ) -> StepFuture[None]:
+        if self._is_past_deadline(scope, self.recorded_steps.get(step_id)):
+            return StepFuture(step_id, self.loop)
+        work = Sleep(self, scope, step_id, seconds, until, self.worker.clock)
+        return self._begun(work, scope, lambda _: None)
+
+    def timeout(self, scope: Scope, path: str, seconds: float) -> Deadline:
+        return Deadline(self, scope, path, seconds, self.worker.clock)
+
+    def _begun(self, work: Work, scope: Scope, settle: Any) -> StepFuture[Any]:
+        future = work.join(settle)
+        self._works.add(work)
+        self._wait_in(work, scope)
+        try:
+            work.begin()
+        except BaseException:
+            work.withdraw()
+            raise
+        return future
+
+    def _joined(self, work: Work, scope: Scope, settle: Any) -> StepFuture[Any]:
+        if not work.ended and not work.waiting:
+            work.scope = scope
+            self._wait_in(work, scope)
+        return work.join(settle)
+
+    def _is_past_deadline(self, scope: Scope, recorded: Any) -> bool:
+        for deadline in scope.deadlines:
+            if deadline.reached(recorded):
+                self.loop.call_soon(deadline.interrupt)
+                return True
+        return False
+
+    # --- home of its work -------------------------------------------------------------------
+
+    def next_number(self) -> int:
+        self.number += 1
+        return self.number
+
+    def function_gate(self, definition: Definition, choices: CallOptions | None) -> Gate | None:
+        return self.worker.function_gate(definition, choices)
+
+    def set_timer(self, delay_s: float, callback: Callable[[], None]) -> Timer:
+        return self.timers.set(delay_s, callback)
+
+    def submit(self, steps: list[Step]) -> None:
+        if self.attempts:
+            due = []
+            for step in steps:
+                delay_s = number_attempt(step, self.attempts) - self.worker.clock.offset_s
+                if delay_s > 0:
+                    self.retry_later(step, delay_s)
+                else:
+                    due.append(step)
+            steps = due
+        self.worker.begin(steps)
+
+    def withdraw(self, steps: Iterable[Step]) -> None:
+        for step in steps:
+            timer = self._retries.pop(step.id, None)
+            if timer is not None:
+                timer.cancel()
+            self.worker.executor_of(step).withdraw(step)
+
+    def retry_later(self, step: Step, delay_s: float) -> None:
+        if step.group.closed:
+            return
+        self._retries[step.id] = self.set_timer(delay_s, lambda: self._retry(step))
+
+    def _retry(self, step: Step) -> None:
+        self._retries.pop(step.id, None)
+        if not step.group.closed:
+            number_attempt(step, self.attempts)
+            self.worker.begin([step])
+
+    def remember(self, steps: list[Step]) -> None:
+        for step in steps:
+            self.recorded_steps[step.id] = StoredStep(
+                step.status,
+                step.function,
+                step.input_hash,
+                step.output,
+                step.error,
+                step.attempt,
+                step.started_us,
+                step.completed_us,
+                step.call_number,
+                step.completed_number,
+                None,
+            )
+
+    def work_ended(self, work: Work) -> None:
+        self._works.discard(work)
+        if work.waiting:
+            self._leave_wait(work, None)
+        if isinstance(work, Single):
+            if (work.withdrawn or work.scope.base) and self._shared.get(work.path) is work:
+                del self._shared[work.path]
+        elif self._inner.get(work.path) is work:
+            del self._inner[work.path]
+        if self._works and self.timers.next_s() is not None:
+            self._consider_parking()
+
+    # --- bodies that wait for inner work ----------------------------------------------------
+
+    def _wait_in(self, work: Work, scope: Scope) -> None:
+        """The body around this work gives up its shared permits until it has the outcome."""
+        owner = scope.owner
+        if owner is None:
+            return
+        work.waiting = True
+        count = self._waits.get(owner.id, 0)
+        self._waits[owner.id] = count + 1
+        if count == 0:
+            self.worker.executor_of(owner).suspend(owner)
+
+    def hand_over(self, work: Work, deliver: Callable[[], None]) -> None:
+        if work.waiting:
+            self._leave_wait(work, deliver)
+        else:
+            deliver()
+
+    def _leave_wait(self, work: Work, deliver: Callable[[], None] | None) -> None:
+        work.waiting = False
+        owner = work.scope.owner
+        count = self._waits.get(owner.id, 0) - 1
+        if count > 0:
+            self._waits[owner.id] = count
+            if deliver is not None:
+                deliver()
+            return
+        self._waits.pop(owner.id, None)
+        executor = self.worker.executor_of(owner)
+        if owner.state in (SUSPENDED, RESUMING):
+            executor.resume(owner, deliver if deliver is not None else _nothing)
+        elif deliver is not None:
+            deliver()
+
+    def body_scope(self, step: Step) -> Scope:
+        """A new scope for one execution of a step's body."""
+        work = step.group
+        depth = work.scope.depth + (1 if step.index >= 0 else 0)
+        scope = Scope(step.id, None, depth)
+        scope.owner, scope.run = step, self
+        return scope
+
+    def body_cut_off(self, step: Step) -> None:
+        """A body's process is gone, and it will run again: its inner work goes on meanwhile."""
+        self._waits.pop(step.id, None)
+        for work in self._works:
+            if work.scope.owner is step:
+                work.detach()
+
+    def clear_below(self, step: Step, then: Callable[[], None]) -> None:
+        """Stop what is under way inside a body whose attempt failed, forget its failures, go on.
+
+        `then` runs when all of it has ended, with the removal of the failures already put.
+        """
+        inner = [work for work in self._works if is_below(work.path, step.id)]
+        endings = []
+        for work in inner:
+            for begun in work.steps():
+                endings.append(self.worker.executor_of(begun).ending(begun))
+            work.waiting = False
+            work.withdraw()
+        self._waits.pop(step.id, None)
+
+        def clear(_: object = None) -> None:
+            if self.leaving or step.group.closed:
+                return
+            steps, groups = self.recorded_steps, self.recorded_groups
+            for path in [p for p in steps if is_below(p, step.id) and steps[p].status == "failed"]:
+                del steps[path]
+            for path in [p for p in groups if is_below(p, step.id) and groups[p].decision]:
+                del groups[path]
+            self.writer.put_clear(self.run_id, step.id)
+            then()
+
+        if endings:
+            asyncio.gather(*endings).add_done_callback(clear)
+        else:
+            clear()
+
+
+def _nothing() -> None:
+    pass

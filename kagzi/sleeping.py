@@ -1,0 +1,236 @@
+"""Durable time: pauses, and blocks with a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from types import TracebackType
+from typing import Any
+
+import orjson
+
+from kagzi._core import Step, hash_input
+from kagzi.clock import StoreClock
+from kagzi.errors import InvalidInput, NonDeterminism
+from kagzi.group import Home, Work
+from kagzi.scope import Scope
+from kagzi.store.rows import StoredStep
+
+SLEEP = "kagzi.sleep"
+TIMEOUT = "kagzi.timeout"
+TIMEOUT_END = "kagzi.timeout.end"
+FARTHEST = datetime(9000, 1, 1, tzinfo=UTC)
+
+
+class TimeRow:
+    """A checkpoint that no body makes: a moment, or a decision about one."""
+
+    def __init__(self, home: Home, scope: Scope, path: str, function: str, asked: Any) -> None:
+        self._home = home
+        self._function = function
+        self.digest = hash_input(function, orjson.dumps(asked))
+        self.step = Step(home, home.run_key, path, None, function, orjson.dumps(asked), self.digest)
+        self.step.worker_id = home.worker_key
+        self.step.parent_id = scope.base or None
+        self.step.call_number = home.number
+        self.step.attempt = 1
+
+    def recorded(self) -> StoredStep | None:
+        """What is recorded under this id. Raises `NonDeterminism` if it is something else."""
+        stored = self._home.recorded_steps.get(self.step.id)
+        if stored is None:
+            return None
+        if stored.function != self._function or stored.input_hash != self.digest:
+            error = NonDeterminism(
+                f"step {self.step.id!r} was recorded as {stored.function!r} with other arguments "
+                f"than the {self._function!r} that the code now asks for"
+            )
+            self._home.doom(error)
+            raise error
+        return stored
+
+    def write(self, now: datetime, value: Any) -> None:
+        """Put it into the writer's stream."""
+        step = self.step
+        step.status, step.output = "completed", orjson.dumps(value)
+        step.started_us = step.completed_us = int(now.timestamp() * 1e6)
+        step.completed_number = self._home.next_number()
+        self._home.writer.put_steps([step])
+
+
+class Sleep(Work):
+    """A pause whose end is a checkpoint.
+
+    Attributes:
+        durable: Its end is committed, so the run may be parked.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        scope: Scope,
+        path: str,
+        seconds: float | None,
+        until: datetime | None,
+        clock: StoreClock,
+    ) -> None:
+        super().__init__(home, scope, path)
+        asked = until.astimezone(UTC).isoformat() if until is not None else seconds
+        self._row = TimeRow(home, scope, path, SLEEP, asked)
+        self._seconds = seconds
+        self._until = until
+        self._clock = clock
+        self._timer: Any = None
+        self.durable = False
+        self.wake_at: datetime | None = None
+
+    def begin(self) -> None:
+        stored = self._row.recorded()
+        if stored is not None:
+            assert stored.output is not None, "a pause records its end"
+            self.wake_at = datetime.fromisoformat(orjson.loads(stored.output))
+            self._wait()
+            return
+        now = self._clock.now()
+        self.wake_at = self._until if self._until is not None else _later(now, self._seconds or 0.0)
+        self._row.write(now, self.wake_at.isoformat())
+        self.home.writer.after_commit(self._wait)
+
+    def steps(self) -> Iterable[Step]:
+        return ()
+
+    def withdraw(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        super().withdraw()
+
+    def _wait(self) -> None:
+        if self.ended:
+            return
+        assert self.wake_at is not None, "set when it began"
+        self.durable = True
+        left_s = self._clock.seconds_until(self.wake_at)
+        if left_s <= 0:
+            self.closed = True
+            self.hand_over()
+        else:
+            self._timer = self.home.set_timer(left_s, self._wait)
+
+
+def _later(now: datetime, seconds: float) -> datetime:
+    try:
+        at = now + timedelta(seconds=seconds)
+    except OverflowError:
+        at = FARTHEST
+    if at >= FARTHEST:
+        raise InvalidInput(f"a sleep of {seconds:g} s ends beyond the year 9000")
+    return at
+
+
+class Deadline:
+    """`async with ctx.timeout(s)`: ends the block's waits when its time is up.
+
+    Whether it was is a checkpoint, committed before anyone notices. On replay what was recorded
+    before that moment is given as it was, and the next wait is where the block ends.
+    """
+
+    def __init__(
+        self, home: Home, scope: Scope, path: str, seconds: float, clock: StoreClock
+    ) -> None:
+        self._home = home
+        self._scope = scope
+        self._path = path
+        self._seconds = seconds
+        self._clock = clock
+        self._start = TimeRow(home, scope, path, TIMEOUT, seconds)
+        self._end = TimeRow(home, scope, f"{path}/end", TIMEOUT_END, seconds)
+        self._timer: Any = None
+        self._task: asyncio.Task[Any] | None = None
+        self._committed: asyncio.Future[None] | None = None
+        self._inside = False
+        self._cancelled = False
+        self._decided = False
+        self._known = False
+        self._expired_number: int | None = None
+
+    async def __aenter__(self) -> Deadline:
+        self._task = asyncio.current_task()
+        self._inside = True
+        ended = self._end.recorded()
+        started = self._start.recorded()
+        if ended is not None:
+            self._known = True
+            assert ended.output is not None, "a decision says which"
+            if orjson.loads(ended.output):
+                self._decided = True
+                self._expired_number = ended.completed_number
+                self._scope.deadlines.append(self)
+            return self
+        now = self._clock.now()
+        if started is None:
+            deadline = _later(now, self._seconds)
+            self._start.write(now, deadline.isoformat())
+        else:
+            assert started.output is not None, "a deadline is recorded with its moment"
+            deadline = datetime.fromisoformat(orjson.loads(started.output))
+        left_s = max(0.0, (deadline - now).total_seconds())
+        self._timer = self._home.set_timer(left_s, self._expire)
+        return self
+
+    def reached(self, recorded: StoredStep | None) -> bool:
+        """On replay: whether the block had ended before this step was recorded."""
+        return self._expired_number is not None and (
+            recorded is None or recorded.completed_number > self._expired_number
+        )
+
+    def interrupt(self) -> None:
+        """Cancel the task of the block, once."""
+        if not self._cancelled and self._task is not None:
+            self._cancelled = True
+            self._task.cancel()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        self._inside = False
+        if self._timer is not None:
+            self._timer.cancel()
+        if self in self._scope.deadlines:
+            self._scope.deadlines.remove(self)
+        if self._committed is not None and not self._committed.done():
+            await asyncio.shield(self._committed)
+        if not self._decided:
+            if not self._known and kind is not asyncio.CancelledError:
+                self._end.write(self._clock.now(), False)
+            return None
+        if self._cancelled and self._task is not None:
+            self._task.uncancel()
+        if kind is None or kind is asyncio.CancelledError:
+            raise TimeoutError(
+                f"the block of {self._path!r} did not end within {self._seconds:g} s"
+            ) from error
+        return None
+
+    def _expire(self) -> None:
+        self._decided = True
+        self._committed = self._home.loop.create_future()
+        self._end.write(self._clock.now(), True)
+        self._home.writer.after_commit(self._expired)
+
+    def _expired(self) -> None:
+        committed = self._committed
+        assert committed is not None, "made when it expired"
+        if not committed.done():
+            committed.set_result(None)
+        # What became durable before goes first: those who wait for it have a few turns.
+        self._hop(4)
+
+    def _hop(self, turns: int) -> None:
+        if turns:
+            self._home.loop.call_soon(self._hop, turns - 1)
+        elif self._inside:
+            self.interrupt()

@@ -1,0 +1,216 @@
+"""The checkpoint writer: one ordered stream of rows per worker, written in natural batches.
+
+When nothing is being written, what is put is written at once; while a write is under way the next
+batch grows. So there is no timer: an idle worker adds no delay and a busy one writes large batches.
+How a batch reaches Postgres is `fenced.py`'s business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from uuid import UUID
+
+from kagzi._core import Step
+from kagzi.errors import KagziError
+from kagzi.store.rows import AttemptRow, Batch, GroupRow, Mark, MemoRow, RunRow, StoredStep
+
+logger = logging.getLogger("kagzi.store")
+
+MOST_ROWS = 512
+MOST_BYTES = 1 << 20
+LARGE_BYTES = 256 << 10
+
+Write = Callable[[Batch], Awaitable[list[tuple[Step, StoredStep]]]]
+
+
+class ContentRefused(KagziError):
+    """Postgres refused a row for what it holds; writing it again cannot help."""
+
+
+class CheckpointWriter:
+    """Collects rows of all runs of a worker and writes them in order.
+
+    Args:
+        write: Commits a batch; returns the steps of it that were stored before, with what is
+            stored. Raises `ContentRefused` when a row cannot be stored, anything else for good.
+        write_large: The same over a connection of its own, for values that would hold up others.
+        on_stored: Told of a step that was stored before.
+        on_refused: Told of a step whose row was refused; makes it a failed one.
+        on_lost: Told once of the error after which nothing can be written any more.
+    """
+
+    def __init__(
+        self,
+        write: Write,
+        write_large: Write,
+        on_stored: Callable[[Step, StoredStep], None],
+        on_refused: Callable[[Step, Exception], None],
+        on_lost: Callable[[BaseException], None],
+    ) -> None:
+        self._write = write
+        self._write_large = write_large
+        self._on_stored = on_stored
+        self._on_refused = on_refused
+        self._on_lost = on_lost
+        self._open = Batch()
+        self._full: deque[Batch] = deque()
+        self._task: asyncio.Task[None] | None = None
+        self._large: set[asyncio.Task[None]] = set()
+        self._large_turn = asyncio.Lock()
+        self.lost: BaseException | None = None
+        self.batches = 0
+        self.rows = 0
+
+    # --- putting ----------------------------------------------------------------------------
+
+    def put_steps(self, steps: list[Step]) -> None:
+        """Append settled steps. None of them larger than `LARGE_BYTES`."""
+        start = 0
+        while start < len(steps):
+            batch = self._room()
+            end = start + MOST_ROWS - len(batch.steps)
+            batch.add_steps(steps[start:end] if start or end < len(steps) else steps)
+            start = end
+        self._start()
+
+    def put_large(self, step: Step, committed: Callable[[], None]) -> None:
+        """Write one large step on its own; `committed` is called when it is durable."""
+        task = asyncio.get_running_loop().create_task(self._commit_large(step, committed))
+        self._large.add(task)
+        task.add_done_callback(self._large.discard)
+
+    def put_attempt(self, row: AttemptRow) -> None:
+        self._room().attempts.append(row)
+        self._start()
+
+    def put_clear(self, run_id: UUID, step_id: str) -> None:
+        self._room().clears.append((run_id, step_id))
+        self._start()
+
+    def put_group(self, row: GroupRow) -> None:
+        # Not `_room`: a group's row belongs to the batch of the step that closed it.
+        self._open.groups.append(row)
+        self._start()
+
+    def put_memo(self, row: MemoRow) -> None:
+        self._open.memos.append(row)
+        self._start()
+
+    def put_mark(self, row: Mark) -> None:
+        self._room().marks.append(row)
+        self._start()
+
+    def put_run(self, row: RunRow) -> None:
+        self._room().runs.append(row)
+        self._start()
+
+    def after_commit(self, callback: Callable[[], None]) -> None:
+        """Call back when everything put so far is durable."""
+        self._open.after.append(callback)
+        self._start()
+
+    async def drain(self) -> None:
+        """Wait until nothing is left to write."""
+        while self._task is not None or self._large:
+            pending = [*self._large, *([self._task] if self._task is not None else [])]
+            await asyncio.wait(pending)
+
+    async def close(self) -> None:
+        """Stop writing at once; what is not committed is dropped."""
+        tasks = [*self._large, *([self._task] if self._task is not None else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # --- writing ----------------------------------------------------------------------------
+
+    def _room(self) -> Batch:
+        if len(self._open.steps) >= MOST_ROWS or self._open.nbytes >= MOST_BYTES:
+            self._full.append(self._open)
+            self._open = Batch()
+        return self._open
+
+    def _start(self) -> None:
+        if self._task is None and self.lost is None:
+            self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def _run(self) -> None:
+        try:
+            while self._full or self._open:
+                if self._full:
+                    batch = self._full.popleft()
+                else:
+                    batch, self._open = self._open, Batch()
+                await self._commit(batch, self._write)
+                for callback in batch.after:
+                    callback()
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self._lose(error)
+        finally:
+            self._task = None
+
+    def _lose(self, error: BaseException) -> None:
+        if self.lost is None:
+            self.lost = error
+            self._full.clear()
+            self._open = Batch()
+            self._on_lost(error)
+
+    async def _commit(self, batch: Batch, write: Write) -> None:
+        try:
+            stored = await write(batch)
+        except ContentRefused as error:
+            stored = await self._commit_halved(batch, write, error)
+        self.batches += 1
+        self.rows += len(batch.steps)
+        for step, row in stored:
+            self._on_stored(step, row)
+
+    async def _commit_halved(
+        self, batch: Batch, write: Write, error: ContentRefused
+    ) -> list[tuple[Step, StoredStep]]:
+        """Write the steps in halves until the refused rows stand alone, then all that is left."""
+        stored: list[tuple[Step, StoredStep]] = []
+        refused: list[Step] = []
+        todo = [batch.steps]
+        while todo:
+            steps = todo.pop()
+            half = len(steps) // 2
+            part = Batch()
+            part.add_steps(steps)
+            try:
+                if len(steps) > 0 and not (len(steps) == len(batch.steps) and len(steps) > 1):
+                    stored += await write(part)
+                elif half:
+                    todo += [steps[half:], steps[:half]]
+            except ContentRefused as reason:
+                if half:
+                    todo += [steps[half:], steps[:half]]
+                else:
+                    self._on_refused(steps[0], reason)
+                    refused.append(steps[0])
+        if not batch.steps:
+            raise error
+        rest = Batch()
+        rest.add_steps(refused)
+        rest.attempts, rest.groups, rest.marks = batch.attempts, batch.groups, batch.marks
+        rest.memos = [memo for memo in batch.memos if memo.step not in refused]
+        rest.runs, rest.clears = batch.runs, batch.clears
+        return stored + await write(rest)
+
+    async def _commit_large(self, step: Step, committed: Callable[[], None]) -> None:
+        batch = Batch()
+        batch.add_steps([step])
+        try:
+            async with self._large_turn:
+                await self._commit(batch, self._write_large)
+            committed()
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self._lose(error)

@@ -1,0 +1,139 @@
+"""How kagzi connects: the DSN, what every connection is told, and what an error of one means."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from kagzi.errors import InvalidDsn, ServerTooOld, StoreForbidden, StoreUnavailable
+from kagzi.model import check_name
+
+OLDEST_SERVER = 140000
+CONNECT_TIMEOUT_S = 10
+IDLE_IN_TRANSACTION_S = 60
+
+# Classes of SQLSTATE that speak of the server or the connection, not of what was sent: connection
+# exceptions, insufficient resources, operator intervention, system errors, and a read-only server.
+_OUTAGE_CLASSES = ("08", "53", "57", "58", "XX")
+_OUTAGE_STATES = ("25006", "40001", "40P01", "55P03", "25P02", "25P03", "26000")
+_NOT_OUTAGE = ("57014",)
+
+
+class Connector:
+    """Makes connections to one database and explains their failures without the password.
+
+    Args:
+        dsn: As libpq reads it, a URL or `key=value` words.
+        schema: Where kagzi's tables are.
+
+    Raises:
+        InvalidDsn: libpq cannot read the DSN.
+    """
+
+    def __init__(self, dsn: str, schema: str = "kagzi") -> None:
+        self.schema = check_name("schema", schema, 63)
+        self.quoted_schema = sql.Identifier(schema).as_string(None)
+        try:
+            self._parts: dict[str, Any] = conninfo_to_dict(dsn)
+        except psycopg.ProgrammingError:
+            raise InvalidDsn(
+                f"the connection string {redact(dsn)!r} cannot be read; "
+                "write postgresql://user@host:5432/database or key=value words"
+            ) from None
+        self._parts.setdefault("connect_timeout", CONNECT_TIMEOUT_S)
+        self._parts.setdefault("application_name", "kagzi")
+
+    @property
+    def host(self) -> str:
+        return str(self._parts.get("host") or self._parts.get("hostaddr") or "local socket")
+
+    @property
+    def database(self) -> str:
+        return str(self._parts.get("dbname") or self._parts.get("user") or "")
+
+    def conninfo(self, **extra: Any) -> str:
+        """The connection string, password included: never shown."""
+        return make_conninfo("", **{**self._parts, **extra})
+
+    async def connect(self, **extra: Any) -> psycopg.AsyncConnection[Any]:
+        """A new connection in autocommit.
+
+        Raises:
+            psycopg.OperationalError: As it is; callers retry, or `explain` it.
+        """
+        connection = await psycopg.AsyncConnection.connect(self.conninfo(**extra), autocommit=True)
+        await self.configure(connection)
+        return connection
+
+    async def configure(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        """What each connection is told once."""
+        await connection.execute(
+            f"SET idle_in_transaction_session_timeout = {IDLE_IN_TRANSACTION_S * 1000}".encode()
+        )
+
+    async def check_server(self) -> None:
+        """Connect once and see that this is a server that kagzi can use.
+
+        Raises:
+            StoreUnavailable, ServerTooOld, StoreForbidden: Says what to check.
+        """
+        try:
+            connection = await self.connect()
+        except psycopg.Error as error:
+            raise self.unavailable(error) from None
+        version = connection.info.server_version
+        await connection.close()
+        if version < OLDEST_SERVER:
+            raise ServerTooOld(
+                f"PostgreSQL at {self.host} is version {version // 10000}; kagzi needs 14 or newer"
+            )
+
+    def unavailable(self, error: BaseException) -> Exception:
+        """The error of kagzi's that stands for one of psycopg's while connecting."""
+        text = self.explain(error)
+        state = getattr(error, "sqlstate", None) or ""
+        if state == "42501":
+            return StoreForbidden(
+                f"{text}. The role needs CREATE on the database, or let its owner run the output "
+                "of `kagzi migrate --print`"
+            )
+        hint = (
+            "Is PostgreSQL running and reachable, and are user, password and database right? "
+            "Check the DSN argument or DATABASE_URL"
+        )
+        return StoreUnavailable(
+            f"no connection to PostgreSQL at {self.host}, database {self.database!r}: "
+            f"{text}. {hint}",
+            host=self.host,
+            database=self.database,
+        )
+
+    def explain(self, error: BaseException) -> str:
+        """An error's text on one line, without the password."""
+        text = " ".join(str(error).split()) or type(error).__name__
+        password = self._parts.get("password")
+        return redact(text.replace(str(password), "***") if password else text)
+
+    def __repr__(self) -> str:
+        return f"<connector to {self.host}, database {self.database!r}, schema {self.schema!r}>"
+
+
+def redact(text: str) -> str:
+    """A connection string, or a text that holds one, without its password."""
+    text = re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", text)
+    return re.sub(r"(?i)(password\s*=\s*)('(?:[^'\\]|\\.)*'|\S+)", r"\1***", text)
+
+
+def is_outage(error: psycopg.Error) -> bool:
+    """Whether an error speaks of the server or connection, so that trying again may help."""
+    state = error.sqlstate
+    if state is None:
+        # libpq's own: no answer came. psycopg raises these for wrong usage too, but not here.
+        return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+    if state in _NOT_OUTAGE:
+        return False
+    return state[:2] in _OUTAGE_CLASSES or state in _OUTAGE_STATES

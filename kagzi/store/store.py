@@ -1,0 +1,432 @@
+"""The store: one method per transaction, over a small pool of connections.
+
+What a worker writes of its runs goes through `checkpoints.py` and `fenced.py` instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import orjson
+import psycopg
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from kagzi.errors import RunConflict, UnknownRun
+from kagzi.failures import read_failure
+from kagzi.model import AttemptRecord, GroupRecord, RunStatus, RunSummary, StepRecord
+from kagzi.store.connections import Connector, is_outage
+from kagzi.store.queries import load_queries
+from kagzi.store.rows import StoredStep
+
+MOST_CONNECTIONS = 4
+POOL_TIMEOUT_S = 30.0
+
+
+@dataclass(slots=True)
+class StoredGroup:
+    """A closed group, as a replay needs it."""
+
+    kind: str
+    size: int
+    decision: str | None
+    decided_index: int | None
+    completed_number: int
+
+
+@dataclass(slots=True)
+class StoredAttempts:
+    """Failed attempts of a step without a checkpoint."""
+
+    counted: int
+    last: int
+    retry_at: datetime | None
+
+
+@dataclass(slots=True)
+class ClaimedRun:
+    """A run that this worker owns now, with all that is recorded of it."""
+
+    run_id: UUID
+    external_id: str
+    workflow: str
+    version: str
+    priority: int
+    epoch: int
+    input: bytes
+    crash_count: int
+    created_at: datetime
+    steps: dict[str, StoredStep] = field(default_factory=dict)
+    groups: dict[str, StoredGroup] = field(default_factory=dict)
+    attempts: dict[str, StoredAttempts] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class StartedRun:
+    """What `insert_run` found or made."""
+
+    run_id: UUID
+    external_id: str
+    workflow: str
+    version: str
+    is_new: bool
+
+
+class Store:
+    """Everything that clients and workers ask of Postgres, except checkpoints.
+
+    Args:
+        connector: Where and how to connect.
+    """
+
+    def __init__(self, connector: Connector) -> None:
+        self.connector = connector
+        self.queries = load_queries(connector.schema)
+        self._pool: AsyncConnectionPool[psycopg.AsyncConnection[Any]] = AsyncConnectionPool(
+            connector.conninfo(),
+            kwargs={"autocommit": True},
+            min_size=1,
+            max_size=MOST_CONNECTIONS,
+            timeout=POOL_TIMEOUT_S,
+            configure=connector.configure,
+            open=False,
+            name="kagzi",
+        )
+
+    async def open(self) -> None:
+        await self._pool.open()
+
+    async def close(self) -> None:
+        await self._pool.close()
+
+    def counts(self) -> dict[str, int]:
+        """The connection pool's own counters."""
+        return self._pool.get_stats()
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        """A connection in autocommit.
+
+        Raises:
+            StoreUnavailable: None within the pool's timeout, or it was lost.
+        """
+        try:
+            async with self._pool.connection() as connection:
+                yield connection
+        except PoolTimeout as error:
+            raise self.connector.unavailable(error) from None
+        except psycopg.Error as error:
+            if is_outage(error) or error.sqlstate == "42501":
+                raise self.connector.unavailable(error) from error
+            raise
+
+    async def _rows(self, name: str, **parameters: Any) -> list[tuple[Any, ...]]:
+        async with self.connection() as connection:
+            cursor = await connection.execute(
+                self.queries[name].encode(), parameters or None, prepare=True
+            )
+            return await cursor.fetchall() if cursor.description else []
+
+    # --- runs -------------------------------------------------------------------------------
+
+    async def insert_run(
+        self,
+        run_id: UUID,
+        external_id: str,
+        workflow: str,
+        version: str,
+        priority: int,
+        payload: bytes,
+    ) -> StartedRun:
+        """Add a pending run, or find the one that has its id. Committed on return.
+
+        Raises:
+            RunConflict: The id belongs to a run with another input.
+
+        Source: queries.sql, insert_run, read_run_by_key.
+        """
+        added = await self._rows(
+            "insert_run",
+            id=run_id,
+            external_id=external_id,
+            workflow=workflow,
+            version=version,
+            priority=priority,
+            input=payload,
+        )
+        if added:
+            return StartedRun(run_id, external_id, workflow, version, True)
+        rows = await self._rows("read_run_by_key", workflow=workflow, external_id=external_id)
+        if not rows:  # deleted between the two statements
+            return await self.insert_run(run_id, external_id, workflow, version, priority, payload)
+        known_id, _, _, known_version, known_input = rows[0]
+        if known_input != payload:
+            raise RunConflict(
+                f"run {external_id!r} of {workflow!r} was started with another input; "
+                "use another id, or the same input to get that run"
+            )
+        return StartedRun(known_id, external_id, workflow, known_version, False)
+
+    async def find_run(self, run: UUID | str) -> StartedRun:
+        """The run of this id, the database's or the external one.
+
+        Raises:
+            UnknownRun: None, or runs of several workflows, have it.
+        """
+        if isinstance(run, UUID):
+            rows = await self._rows("read_run", id=run)
+        else:
+            rows = await self._rows("find_runs", external_id=run)
+            if len(rows) > 1:
+                names = ", ".join(row[2] for row in rows)
+                raise UnknownRun(
+                    f"runs of several workflows have the id {run!r} ({names}): use handle.run_id"
+                )
+            if not rows:
+                try:
+                    return await self.find_run(UUID(run))
+                except ValueError:
+                    pass
+        if not rows:
+            raise UnknownRun(f"no run has the id {str(run)!r}; `kagzi runs` lists those there are")
+        run_id, external_id, workflow, version = rows[0][:4]
+        return StartedRun(run_id, external_id, workflow, version, False)
+
+    async def read_status(self, run_id: UUID) -> tuple[RunStatus, bytes | None, bytes | None]:
+        """Status, output and error. Raises `UnknownRun`."""
+        rows = await self._rows("read_status", id=run_id)
+        if not rows:
+            raise UnknownRun(f"run {run_id} was deleted")
+        status, output, error = rows[0]
+        return RunStatus(status), output, error
+
+    async def count_steps(self, run_id: UUID) -> tuple[int, int]:
+        """Checkpoints so far: (completed, failed)."""
+        completed, failed = (await self._rows("count_steps", id=run_id))[0]
+        return completed, failed
+
+    async def list_runs(
+        self, status: str | None = None, workflow: str | None = None, most: int = 50
+    ) -> list[RunSummary]:
+        """The newest runs first."""
+        rows = await self._rows("list_runs", status=status, workflow=workflow, most=most)
+        return [_summary(*row) for row in rows]
+
+    async def describe_run(
+        self, run_id: UUID
+    ) -> tuple[RunSummary, bytes, list[StepRecord], list[GroupRecord], list[AttemptRecord]]:
+        """One run with its checkpoints, groups and failed attempts. Raises `UnknownRun`."""
+        rows = await self._rows("read_run", id=run_id)
+        if not rows:
+            raise UnknownRun(f"no run has the id {run_id}")
+        *head, payload, _output, error = rows[0]
+        groups = await self._rows("describe_groups", id=run_id)
+        return (
+            _summary(*head, error),
+            payload,
+            [_step_record(*row) for row in await self._rows("describe_steps", id=run_id)],
+            [GroupRecord(*row) for row in groups],
+            [
+                AttemptRecord(
+                    step_id,
+                    attempt,
+                    started_at,
+                    completed_at,
+                    read_failure(failure, step_id, attempt),
+                    process_id,
+                    retry_at,
+                )
+                for step_id, attempt, started_at, completed_at, failure, process_id, retry_at in await self._rows(
+                    "describe_attempts", id=run_id
+                )
+            ],
+        )
+
+    # --- claims -----------------------------------------------------------------------------
+
+    async def claim_runs(
+        self, worker_id: UUID, names: Sequence[tuple[str, str]], most: int
+    ) -> list[ClaimedRun]:
+        """Give up to `most` due runs to a worker, highest priority first, then earliest due.
+
+        Committed on return. Runs locked by another worker, and runs of workflows or versions not
+        in `names`, are skipped. A run that has been driven before comes with its checkpoints.
+
+        Source: queries.sql, claim_runs, load_steps, load_groups, load_attempts.
+        """
+        rows = await self._rows(
+            "claim_runs",
+            worker_id=worker_id,
+            names=[name for name, _ in names],
+            versions=[version for _, version in names],
+            most=most,
+        )
+        claimed = {row[0]: ClaimedRun(*row) for row in rows}
+        known = [run_id for run_id, run in claimed.items() if run.epoch > 1]
+        if known:
+            for run_id, step_id, *stored in await self._rows("load_steps", run_ids=known):
+                claimed[run_id].steps[step_id] = StoredStep(*stored)
+            for run_id, path, *group in await self._rows("load_groups", run_ids=known):
+                claimed[run_id].groups[path] = StoredGroup(*group)
+            for run_id, step_id, *attempts in await self._rows("load_attempts", run_ids=known):
+                claimed[run_id].attempts[step_id] = StoredAttempts(*attempts)
+        return sorted(claimed.values(), key=lambda run: (-run.priority, run.created_at))
+
+    async def next_due_s(self) -> float | None:
+        """Seconds until the earliest sleeping run is due; None when none sleeps."""
+        rows = await self._rows("next_due")
+        return rows[0][0] if rows else None
+
+    # --- memos ------------------------------------------------------------------------------
+
+    async def find_memos(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Key to output, of those that hold."""
+        return dict(await self._rows("find_memos", keys=list(keys)))  # type: ignore[arg-type]
+
+    # --- workers ----------------------------------------------------------------------------
+
+    async def register_worker(
+        self,
+        worker_id: UUID,
+        host: str,
+        boot_id: str,
+        pid: int,
+        process_started: str,
+        config: dict[str, Any],
+        lease_s: float,
+    ) -> datetime:
+        """A new incarnation and its lease; returns the store's time."""
+        rows = await self._rows(
+            "register_worker",
+            id=worker_id,
+            host=host,
+            boot_id=boot_id,
+            pid=pid,
+            process_started=process_started,
+            config=orjson.dumps(config).decode(),
+            lease_s=lease_s,
+        )
+        return rows[0][0]  # type: ignore[no-any-return]
+
+    async def find_incarnations(self, host: str) -> list[tuple[UUID, str, int, str]]:
+        """Workers of a host that are not ended: (id, boot id, pid, process start)."""
+        return await self._rows("find_incarnations", host=host)  # type: ignore[return-value]
+
+    async def find_expired(self) -> list[UUID]:
+        """Workers whose lease has run out."""
+        return [row[0] for row in await self._rows("find_expired")]
+
+    async def rescue(self, worker_id: UUID, reason: str, forced: bool = False) -> int:
+        """End a worker's lease, if it has run out or `forced`, and free the runs of ended workers.
+
+        One transaction of two statements. A backend of that worker which holds its row (frozen
+        within a write) is terminated first.
+
+        Returns:
+            Runs freed.
+
+        Source: queries.sql, end_lease, free_runs.
+        """
+        for _ in range(5):
+            try:
+                async with self.connection() as connection, connection.transaction():
+                    await connection.execute("SET LOCAL lock_timeout = '500ms'")
+                    await connection.execute(
+                        self.queries["end_lease"].encode(),
+                        {"id": worker_id, "forced": forced, "reason": reason},
+                    )
+                    cursor = await connection.execute(self.queries["free_runs"].encode())
+                    return cursor.rowcount
+            except psycopg.errors.LockNotAvailable:
+                await self._terminate_backends(worker_id)
+            except Exception as error:
+                if not isinstance(error.__cause__, psycopg.errors.LockNotAvailable):
+                    raise
+                await self._terminate_backends(worker_id)
+        return 0
+
+    async def _terminate_backends(self, worker_id: UUID) -> None:
+        for (pid,) in await self._rows("find_backends", application_name=f"kagzi:{worker_id}"):
+            await self._rows("terminate_backend", pid=pid)
+
+    async def notify(self, channel: str) -> None:
+        """Wake whoever listens."""
+        await self._rows("notify", channel=channel)
+
+    # --- a person's changes -----------------------------------------------------------------
+
+    @asynccontextmanager
+    async def locked_run(
+        self, run_id: UUID
+    ) -> AsyncIterator[tuple[psycopg.AsyncConnection[Any], RunStatus, bytes | None]]:
+        """A transaction that holds one run: its connection, the run's status and error."""
+        async with self.connection() as connection, connection.transaction():
+            cursor = await connection.execute(self.queries["lock_run"].encode(), {"id": run_id})
+            row = await cursor.fetchone()
+            if row is None:
+                raise UnknownRun(f"no run has the id {run_id}")
+            yield connection, RunStatus(row[0]), row[1]
+
+
+def _summary(
+    run_id: UUID,
+    external_id: str,
+    workflow: str,
+    version: str,
+    status: str,
+    priority: int,
+    created_at: datetime,
+    started_at: datetime | None,
+    completed_at: datetime | None,
+    wake_at: datetime,
+    error: bytes | None,
+) -> RunSummary:
+    failure = None if error is None else read_failure(error, "", 0)
+    return RunSummary(
+        external_id,
+        run_id,
+        workflow,
+        version,
+        RunStatus(status),
+        priority,
+        created_at,
+        started_at,
+        completed_at,
+        wake_at,
+        None if failure is None else f"{failure.type}: {failure.message}",
+    )
+
+
+def _step_record(
+    step_id: str,
+    function: str,
+    status: str,
+    attempts: int,
+    started_at: datetime,
+    completed_at: datetime,
+    group_path: str | None,
+    parent_step_id: str | None,
+    process_id: int,
+    error: bytes | None,
+    output_bytes: int,
+    group_id: UUID | None,
+) -> StepRecord:
+    if group_path is None and group_id is not None:
+        group_path = step_id.rpartition("/")[0]  # the group is not closed yet
+    return StepRecord(
+        step_id,
+        function,
+        status,
+        attempts,
+        started_at,
+        completed_at,
+        group_path,
+        parent_step_id,
+        process_id,
+        None if error is None else read_failure(error, step_id, attempts),
+        output_bytes,
+    )

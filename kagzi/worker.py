@@ -1,0 +1,403 @@
+"""A worker: claims and drives runs, keeps its lease, rescues the runs of workers that are gone."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from kagzi._core import Gate, Step
+from kagzi.answers import Answers, memo_key
+from kagzi.clock import StoreClock
+from kagzi.context import Context
+from kagzi.errors import InvalidInput, KagziError, LeaseLost, StoreError
+from kagzi.executor import Executor
+from kagzi.failures import describe_exception
+from kagzi.heartbeat import Heartbeat
+from kagzi.ids import uuid7
+from kagzi.incarnation import boot_id, host_name, is_gone, process_start
+from kagzi.listener import done_channel
+from kagzi.local import LocalPlace
+from kagzi.model import RunStatus, check_count, check_duration_s
+from kagzi.pool.pool import Pool, PoolLink
+from kagzi.registry import CallOptions, Definition, registry
+from kagzi.remote import make_context
+from kagzi.runner import LiveRun
+from kagzi.store.checkpoints import CheckpointWriter
+from kagzi.store.fenced import FencedConnection
+from kagzi.store.rows import StoredStep
+from kagzi.store.store import ClaimedRun, Store
+from kagzi.tasks import assign_scope, install_factory
+
+logger = logging.getLogger("kagzi.worker")
+
+CLAIM_MOST = 100
+
+
+class Worker:
+    """One incarnation of a worker. Opened once, closed once.
+
+    Args:
+        store: An open store.
+        processes: Pool processes; None: one per processor; 0: bodies run in this process.
+        concurrency: Most runs held at once.
+        lease_s: Its runs go to others when it was not heard of for so long.
+        heartbeat_s: Between renewals of the lease.
+        poll_s: Between looks for due runs when nothing is heard.
+        modules: Imported by each pool process at its start.
+        run_left: Told of each run that this worker let go of.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        processes: int | None = None,
+        concurrency: int = 1000,
+        lease_s: float = 30.0,
+        heartbeat_s: float = 10.0,
+        poll_s: float = 1.0,
+        modules: tuple[str, ...] = (),
+        run_left: Callable[[UUID, RunStatus], None] | None = None,
+    ) -> None:
+        if processes is None:
+            processes = os.cpu_count() or 1
+        if type(processes) is not int or not 0 <= processes <= 1024:
+            raise InvalidInput(
+                f"processes must be a whole number from 0 to 1024, got {processes!r}"
+            )
+        self.processes = processes
+        self.concurrency = check_count("concurrency", concurrency)
+        self.lease_s = check_duration_s("lease_s", lease_s)
+        self.heartbeat_s = check_duration_s("heartbeat_s", heartbeat_s)
+        self.poll_s = check_duration_s("poll_s", poll_s)
+        if self.heartbeat_s * 2 > self.lease_s:
+            raise InvalidInput(
+                f"heartbeat_s={heartbeat_s!r} leaves no second try within lease_s={lease_s!r}; "
+                "make it at most half of the lease"
+            )
+        self.loop = asyncio.get_running_loop()
+        self.store = store
+        self.worker_id = uuid7()
+        self.clock = StoreClock()
+        self.runs: dict[UUID, LiveRun] = {}
+        self.lost: BaseException | None = None
+        self.ended = self.loop.create_future()
+        self._run_left = run_left
+        self._modules = modules
+        self._gates: dict[tuple[str, int], Gate] = {}
+        self._memo_steps: list[Step] = []
+        self._memo_task: asyncio.Task[None] | None = None
+        self._draining = False
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._notifying: asyncio.Task[None] | None = None
+        connector = store.connector
+        self._fenced = FencedConnection(connector, self.worker_id)
+        self._fenced_large = FencedConnection(connector, self.worker_id)
+        self.writer = CheckpointWriter(
+            self._fenced.write,
+            self._fenced_large.write,
+            _restore,
+            _refuse,
+            self._lose,
+        )
+        self.answers = Answers(self)
+        self.local = Executor(self.loop)
+        self._local_place = LocalPlace(
+            self.loop,
+            lambda task, step: assign_scope(task, step.run.body_scope(step)),
+            lambda step: Context(step.run),
+            self.answers.returned,
+            self._local_failed,
+            self.local.finish,
+        )
+        self.pool_executor = Executor(self.loop)
+        self.pool: Pool | None = None
+        self._heartbeat = Heartbeat(
+            connector,
+            self.worker_id,
+            self.lease_s,
+            self.heartbeat_s,
+            self.clock.set,
+            lambda reason: self._call(self._lose, LeaseLost(reason)),
+        )
+
+    # --- life -------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Register, start the pool, begin to claim.
+
+        Raises:
+            PoolStartFailed: Pool processes do not start.
+            StoreUnavailable: No connection.
+        """
+        install_factory(self.loop)
+        self.local.add_link(self._local_place)
+        if self.processes:
+            self.pool = Pool(
+                self.processes,
+                self.pool_executor,
+                lambda: Executor(self.loop),
+                self.answers,
+                make_context,
+                self._modules,
+            )
+        try:
+            if self.pool is not None:
+                await self.pool.open()
+            await self._end_earlier_incarnations()
+            asked_at = datetime.now().timestamp()
+            store_now = await self.store.register_worker(
+                self.worker_id,
+                host_name(),
+                boot_id(),
+                os.getpid(),
+                process_start(os.getpid()) or "",
+                {"processes": self.processes, "concurrency": self.concurrency},
+                self.lease_s,
+            )
+            self.clock.set(store_now, asked_at, datetime.now().timestamp())
+        except BaseException:
+            if self.pool is not None:
+                await self.pool.close()
+            await self._local_place.close()
+            raise
+        self._heartbeat.start()
+        self._tasks = [
+            self.loop.create_task(self._claim_for_ever()),
+            self.loop.create_task(self._rescue_for_ever()),
+        ]
+        logger.info("worker %s started with %d pool processes", self.worker_id, self.processes)
+
+    async def close(self, drain_s: float = 0.0) -> None:
+        """Stop claiming, wait for the runs held up to `drain_s`, give the others back, and end."""
+        self._draining = True
+        if drain_s > 0 and self.runs and self.lost is None:
+            try:
+                async with asyncio.timeout(drain_s):
+                    await self._until_idle()
+            except TimeoutError:
+                pass
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        stopped = list(self.runs.values())
+        for run in stopped:
+            run.give_back() if self.lost is None else run.stop()
+        for run in stopped:
+            await run.wait_stopped()
+        if self.lost is None:
+            await self.writer.drain()
+        await self.writer.close()
+        if self._memo_task is not None:
+            self._memo_task.cancel()
+            await asyncio.gather(self._memo_task, return_exceptions=True)
+        await self._local_place.close()
+        if self.pool is not None:
+            await self.pool.close()
+        await asyncio.to_thread(self._heartbeat.stop)
+        if self._notifying is not None:
+            await asyncio.gather(self._notifying, return_exceptions=True)
+        await self._fenced.close()
+        await self._fenced_large.close()
+        try:
+            await self.store.rescue(self.worker_id, "closed", forced=True)
+        except StoreError as error:
+            logger.warning("the lease could not be ended, it will run out: %s", error)
+        if not self.ended.done():
+            self.ended.set_result(None)
+        logger.info("worker %s ended", self.worker_id)
+
+    async def _until_idle(self) -> None:
+        while self.runs:
+            self._idle.clear()
+            await self._idle.wait()
+
+    def wake(self) -> None:
+        """A run may be due."""
+        self._wake.set()
+
+    def _call(self, function: Callable[..., None], *args: Any) -> None:
+        try:
+            self.loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:  # the loop is closed already
+            logger.warning("the loop of worker %s is closed", self.worker_id)
+
+    def _lose(self, error: BaseException) -> None:
+        """Nothing can be written any more: stop every run where it is."""
+        if self.lost is not None:
+            return
+        self.lost = error
+        self._draining = True
+        logger.error("worker %s stops its runs: %s", self.worker_id, error)
+        for run in list(self.runs.values()):
+            run.stop()
+        self.runs.clear()
+        self._idle.set()
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    # --- runs -------------------------------------------------------------------------------
+
+    async def _claim_for_ever(self) -> None:
+        while not self._draining:
+            self._wake.clear()
+            most = min(self.concurrency - len(self.runs), CLAIM_MOST)
+            claimed: list[ClaimedRun] = []
+            if most > 0:
+                try:
+                    claimed = await self.store.claim_runs(self.worker_id, registry.names(), most)
+                except StoreError as error:
+                    logger.warning("claiming waits: %s", error)
+            for run in claimed:
+                self._drive(run)
+            if claimed and len(claimed) == most:
+                continue
+            try:
+                async with asyncio.timeout(self.poll_s):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    def _drive(self, claimed: ClaimedRun) -> None:
+        run = LiveRun(self, claimed, registry.workflow(claimed.workflow, claimed.version))
+        self.runs[claimed.run_id] = run
+        run.start()
+
+    def run_left(self, run: LiveRun, status: RunStatus) -> None:
+        """A run's last row is committed: it is somebody else's now, or nobody's."""
+        self.runs.pop(run.run_id, None)
+        if self._run_left is not None:
+            self._run_left(run.run_id, status)
+        self._wake.set()
+        self._idle.set()
+        if status.is_terminal and self._notifying is None:
+            self._notifying = self.loop.create_task(self._notify_done())
+
+    async def _notify_done(self) -> None:
+        # One notification speaks for all runs that ended until it is sent.
+        await asyncio.sleep(0)
+        self._notifying = None
+        try:
+            await self.store.notify(done_channel(self.store.connector.schema))
+        except StoreError as error:
+            logger.debug("no notification: %s", error)
+
+    async def _rescue_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(min(self.heartbeat_s, self.lease_s / 3))
+            try:
+                for worker_id in await self.store.find_expired():
+                    if worker_id == self.worker_id:
+                        continue
+                    freed = await self.store.rescue(worker_id, "lease ran out")
+                    logger.warning("worker %s is gone; %d runs freed", worker_id, freed)
+                    self._wake.set()
+                await self._end_earlier_incarnations()
+            except StoreError as error:
+                logger.warning("rescue waits: %s", error)
+
+    async def _end_earlier_incarnations(self) -> None:
+        """Workers of this host whose process is gone: their leases need not run out first."""
+        for worker_id, boot, pid, started in await self.store.find_incarnations(host_name()):
+            if worker_id != self.worker_id and await asyncio.to_thread(is_gone, boot, pid, started):
+                freed = await self.store.rescue(worker_id, "its process is gone", forced=True)
+                logger.warning("worker %s died; %d runs freed", worker_id, freed)
+                self._wake.set()
+
+    # --- steps ------------------------------------------------------------------------------
+
+    def executor_of(self, step: Step) -> Executor:
+        """Where a step runs. Suspects of a crash have an executor of their own for a while."""
+        place = step.place
+        if place is not None and isinstance(place.name, PoolLink):
+            return place.name.executor
+        if self.pool is None or step.definition is None or not step.definition.in_pool:
+            return self.local
+        return self.pool_executor
+
+    def begin(self, steps: list[Step]) -> None:
+        """Let steps begin, where they belong. Steps with memos are looked up first."""
+        if not steps:
+            return
+        memo = [step for step in steps if step.definition.memo is not None]
+        if memo:
+            self._look_up_memos(memo)
+            steps = [step for step in steps if step.definition.memo is None]
+        self._submit(steps)
+
+    def _submit(self, steps: list[Step]) -> None:
+        if self.pool is None:
+            self.local.submit(steps)
+            return
+        local = [step for step in steps if not step.definition.in_pool]
+        if local:
+            self.local.submit(local)
+            steps = [step for step in steps if step.definition.in_pool]
+        if steps:
+            self.pool_executor.submit(steps)
+
+    def function_gate(self, definition: Definition, choices: CallOptions | None) -> Gate | None:
+        limit = definition.limit
+        if choices is not None and choices.limit is not None:
+            limit = choices.limit
+        if limit is None:
+            return None
+        key = definition.name, limit
+        gate = self._gates.get(key)
+        if gate is None:
+            gate = self._gates[key] = Gate(limit)
+        return gate
+
+    def _local_failed(self, step: Step, error: bytes, wanted: bool) -> None:
+        self.answers.failed(step, error, wanted, step.started_us, step.completed_us, 0)
+
+    # --- memos ------------------------------------------------------------------------------
+
+    def _look_up_memos(self, steps: list[Step]) -> None:
+        self._memo_steps += steps
+        if self._memo_task is None:
+            self._memo_task = self.loop.create_task(self._answer_memos())
+
+    async def _answer_memos(self) -> None:
+        try:
+            while self._memo_steps:
+                await asyncio.sleep(0)  # all of this turn of the loop in one SELECT
+                steps, self._memo_steps = self._memo_steps, []
+                keys = [memo_key(step) for step in steps]
+                try:
+                    found = await self.store.find_memos(keys)
+                except StoreError as error:
+                    logger.warning("memos are left aside: %s", error)
+                    found = {}
+                for step, key in zip(steps, keys, strict=True):
+                    if key in found:
+                        self.answers.answered_by_memo(step, found[key])
+                self._submit(
+                    [
+                        step
+                        for step, key in zip(steps, keys, strict=True)
+                        if key not in found and not step.group.closed
+                    ]
+                )
+        finally:
+            self._memo_task = None
+
+
+def _restore(step: Step, stored: StoredStep) -> None:
+    if step.group is not None:
+        step.group.restore(step, stored)
+
+
+def _refuse(step: Step, reason: Exception) -> None:
+    """A row that Postgres refuses becomes a failed step that says so."""
+    error = KagziError(f"Postgres refused the result: {reason}")
+    step.status, step.output, step.error = "failed", None, describe_exception(error)
+    if step.group is not None:
+        step.group.refuse(step)
