@@ -19,6 +19,7 @@ _check_build()
 
 from kagzi.client import Client, RunHandle, connect, run  # noqa: E402
 from kagzi.context import Context  # noqa: E402
+from kagzi.definition import Call, StepFunction, Workflow  # noqa: E402
 from kagzi.errors import (  # noqa: E402
     AllStepsFailed,
     CodecError,
@@ -69,7 +70,7 @@ from kagzi.model import (  # noqa: E402
     StepRecord,
     Winner,
 )
-from kagzi.registry import Call, StepFunction, Workflow, step, workflow  # noqa: E402
+from kagzi.registry import step, workflow  # noqa: E402
 from kagzi.retry import Retry  # noqa: E402
 
 __version__ = "0.1.0"

@@ -17,7 +17,7 @@ from kagzi.registry import registry
 from kagzi.store.rows import MemoRow
 
 if TYPE_CHECKING:
-    from kagzi.pool.pool import Message, PoolLink
+    from kagzi.pool.link import Message, PoolLink
 
 
 class AnswersHome(Protocol):

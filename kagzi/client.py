@@ -12,6 +12,7 @@ from uuid import UUID
 
 import orjson
 
+from kagzi.definition import Workflow
 from kagzi.errors import InvalidInput, RunFailed, RunWasCancelled, UnknownWorkflow
 from kagzi.failures import kagzi_error_from
 from kagzi.ids import uuid7
@@ -24,7 +25,7 @@ from kagzi.model import (
     check_name,
 )
 from kagzi.pool.child import refuse_import
-from kagzi.registry import Workflow, registry
+from kagzi.registry import registry
 from kagzi.retrying import retry_run
 from kagzi.store.connections import Connector
 from kagzi.store.embedded import EmbeddedServer, attach

@@ -1,8 +1,8 @@
 """What a workflow receives, and a step that opens groups: names work, encodes it, hands it on.
 
 A Context gives every call its step id at the call, encodes the arguments, and turns the bytes that
-come back into typed values. Who runs the steps is the `Host`'s business: the coordinator's live run,
-or, inside a pool process, the link to it.
+come back into typed values. Who runs the steps is the `Host`'s business: the coordinator's live
+run, or, inside a pool process, the link to it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from uuid import UUID
 
 import orjson
 
+from kagzi.definition import Call, StepFunction
 from kagzi.errors import AllStepsFailed, InvalidInput, StepFailed
 from kagzi.host import GroupOutcome, GroupRequest, Host, StepFuture, StepRequest
 from kagzi.model import (
@@ -28,7 +29,7 @@ from kagzi.model import (
     check_duration_s,
     check_name,
 )
-from kagzi.registry import Call, StepFunction, as_call, definition_of, step
+from kagzi.registry import as_call, definition_of, step
 from kagzi.scope import Scope, keyed_ids, member_ids
 
 T = TypeVar("T")

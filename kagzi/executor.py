@@ -18,6 +18,7 @@ from kagzi._core import (
     LANES,
     RESUMING,
     SUSPENDED,
+    WAITING,
     Place,
     Scheduler,
     Step,
@@ -70,6 +71,7 @@ class Executor:
     def withdraw(self, step: Step) -> None:
         """Drop a step that waits; cancel one that has begun."""
         if self.scheduler.drop(step):
+            self._tell_ended(step)
             return
         if step.state in (BEGUN, SUSPENDED, RESUMING):
             for link in self._links:
@@ -81,10 +83,13 @@ class Executor:
         """A step's body has ended; its permits are free."""
         self.scheduler.finish(step)
         self._resumed.pop(step.number, None)
+        self._tell_ended(step)
+        self.wake()
+
+    def _tell_ended(self, step: Step) -> None:
         for waiter in self._ended.pop(step.number, ()):
             if not waiter.done():
                 waiter.set_result(None)
-        self.wake()
 
     def finished(self, steps: Iterable[Step]) -> None:
         """Steps that the scheduler itself has finished."""
@@ -94,9 +99,9 @@ class Executor:
         self.wake()
 
     def ending(self, step: Step) -> asyncio.Future[None]:
-        """Resolves when the body of a begun step has ended."""
+        """Resolves when a step that was submitted has ended, or was dropped."""
         future = self._loop.create_future()
-        if step.state in (BEGUN, SUSPENDED, RESUMING):
+        if step.state in (WAITING, BEGUN, SUSPENDED, RESUMING):
             self._ended.setdefault(step.number, []).append(future)
         else:
             future.set_result(None)

@@ -10,9 +10,9 @@ from datetime import datetime
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
+from kagzi.definition import CallOptions, Definition
 from kagzi.errors import OutsideRun, StepFailed
 from kagzi.model import ErrorStrategy, GroupKind, StepInfo
-from kagzi.registry import CallOptions, Definition
 from kagzi.scope import Scope
 
 T = TypeVar("T")

@@ -9,10 +9,10 @@ import orjson
 
 from kagzi import errors
 from kagzi._core import FrameReader, FrameWriter
+from kagzi.definition import CallOptions, Definition
 from kagzi.errors import GroupTimeout, KagziError, StepFailed
 from kagzi.host import GroupOutcome, GroupRequest, StepRequest
 from kagzi.model import ErrorStrategy, GroupKind
-from kagzi.registry import CallOptions, Definition
 from kagzi.retry import Retry
 
 CALL = 1
@@ -154,7 +154,7 @@ def _pack_choices(choices: CallOptions | None) -> Any:
             "factor": retry.factor,
             "max_delay": retry.max_delay,
             "jitter": retry.jitter,
-            "on": [f"{kind.__module__}.{kind.__qualname__}" for kind in kinds],  # type: ignore[union-attr]
+            "on": [f"{kind.__module__}.{kind.__qualname__}" for kind in kinds],
         }
     return [choices.priority, choices.limit, choices.timeout_s, policy]
 

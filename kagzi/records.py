@@ -317,7 +317,8 @@ def adapted_plan(field: Any) -> Plan | None:
     annotation = field.annotation
     name = type_name(annotation) if isinstance(annotation, type) else str(annotation)
     try:
-        adapter: Any = pydantic.TypeAdapter(Annotated[(annotation, *field.metadata, "")])
+        typed: Any = Annotated[(annotation, *field.metadata, "")]
+        adapter: Any = pydantic.TypeAdapter(typed)
     except Exception:
         return None
 

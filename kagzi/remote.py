@@ -12,7 +12,8 @@ from kagzi.errors import InvalidInput, OutsideRun
 from kagzi.host import GroupOutcome, GroupRequest, StepFuture, StepRequest
 from kagzi.inner import pack_request, unpack_error, unpack_group, unpack_step
 from kagzi.pool import wire
-from kagzi.pool.child import Body, PoolProcess, current_body
+from kagzi.pool.body import Body
+from kagzi.pool.child import PoolProcess, current_body
 from kagzi.scope import Scope
 from kagzi.tasks import assign_scope, current_scope
 

@@ -17,13 +17,13 @@ from kagzi._core import RESUMING, SUSPENDED, Gate, Step
 from kagzi.attempts import number_attempt
 from kagzi.clock import StoreClock
 from kagzi.context import Context
+from kagzi.definition import CallOptions, Definition, Workflow
 from kagzi.errors import OutsideRun, RunSuspended, StepConflict
 from kagzi.executor import Executor
 from kagzi.failures import describe_exception
-from kagzi.group import Group, Single, Work
+from kagzi.group import Group
 from kagzi.host import GroupRequest, StepFuture, StepRequest
 from kagzi.model import RunStatus
-from kagzi.registry import CallOptions, Definition, Workflow
 from kagzi.scope import Scope, is_below
 from kagzi.sleeping import Deadline, Sleep
 from kagzi.store.checkpoints import CheckpointWriter
@@ -31,6 +31,7 @@ from kagzi.store.rows import RunRow, StoredStep
 from kagzi.store.store import ClaimedRun
 from kagzi.tasks import assign_scope, current_scope
 from kagzi.timers import Timer, Timers
+from kagzi.work import Single, Work
 
 logger = logging.getLogger("kagzi")
 

@@ -67,45 +67,43 @@ def _path_plan(cls: type[pathlib.PurePath], name: str) -> Plan:
 # --- times ----------------------------------------------------------------------------------
 
 
+_FOLD, _PYDANTIC = "[fold=1]", "[tz=pydantic]"
+
+
 def _tags(tz: dt.tzinfo | None, fold: int) -> str:
     """What ISO 8601 leaves out, in brackets: zone, fold, name of a fixed offset (last).
 
     Source: RFC 9557, section 3 (time zone suffix and tags).
     """
-    text = ""
-    if type(tz) is zoneinfo.ZoneInfo:
-        if not _is_known(tz.key):
-            raise Refused("a ZoneInfo without a key that this machine knows; use ZoneInfo(key)")
-        text = f"[{tz.key}]"
-    elif tz is not None and type(tz) is not dt.timezone:
-        raise Refused(
-            f"a time zone of type {type(tz).__module__}.{type(tz).__qualname__}; use "
-            "zoneinfo.ZoneInfo or datetime.timezone, or .astimezone(datetime.timezone.utc)"
-        )
-    if fold:
-        text += "[fold=1]"
-    if type(tz) is dt.timezone and tz is not dt.UTC:
+    cls = type(tz)
+    zone = name_tag = ""
+    if tz is None:
+        pass
+    elif cls is zoneinfo.ZoneInfo:
+        zone = f"[{_known_key(tz)}]"
+    elif cls is dt.timezone:
         name = tz.tzname(None)
-        if name != dt.timezone(tz.utcoffset(None)).tzname(None):
-            text += f"[name={name}]"
-    return text
+        if tz is not dt.UTC and name != dt.timezone(_offset(tz)).tzname(None):
+            name_tag = f"[name={name}]"
+    elif type_name(cls) == "pydantic_core._pydantic_core.TzInfo":
+        zone = _PYDANTIC
+    else:
+        raise Refused(
+            f"a time zone of type {type_name(cls)}; use zoneinfo.ZoneInfo or datetime.timezone, "
+            "or .astimezone(datetime.timezone.utc)"
+        )
+    return f"{zone}{_FOLD if fold else ''}{name_tag}"
 
 
-def _is_known(key: str | None) -> bool:
+def _offset(tz: dt.tzinfo) -> dt.timedelta:
+    return tz.utcoffset(None) or dt.timedelta(0)
+
+
+def _known_key(tz: Any) -> str:
     try:
-        return key is not None and bool(zoneinfo.ZoneInfo(key).key)
-    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-        return False
-
-
-def _untag(text: str) -> tuple[str, zoneinfo.ZoneInfo | None, int, str | None]:
-    iso, _, tags = text.partition("[")
-    if not tags:
-        return iso, None, 0, None
-    tags, _, name = f"[{tags}".partition("[name=")
-    fold = 1 if tags.endswith("[fold=1]") else 0
-    zone = tags.removesuffix("[fold=1]").strip("[]")
-    return iso, zoneinfo.ZoneInfo(zone) if zone else None, fold, name[:-1] if name else None
+        return str(zoneinfo.ZoneInfo(tz.key).key)
+    except (zoneinfo.ZoneInfoNotFoundError, TypeError, ValueError, OSError):
+        raise Refused("a ZoneInfo without a key that is known here; use ZoneInfo(key)") from None
 
 
 def _iso(value: dt.datetime | dt.time) -> str:
@@ -121,16 +119,25 @@ def _from_iso(cls: type[dt.datetime] | type[dt.time]) -> Callable[[Any], Any]:
     def dec(text: Any) -> Any:
         if text[-1:] != "]":
             return cls.fromisoformat(text)
-        iso, zone, fold, name = _untag(text)
+        iso, _, tags = text.partition("[")
+        tags, _, name = f"[{tags}".partition("[name=")
         value = cls.fromisoformat(iso)
-        tz: dt.tzinfo | None = value.tzinfo if zone is None else zone
-        if name is not None:
-            offset = value.utcoffset()
-            assert offset is not None  # a name is written for fixed offsets only
-            tz = dt.timezone(offset, name)
-        return value.replace(tzinfo=tz, fold=fold)
+        zone = tags.removesuffix(_FOLD)
+        return value.replace(tzinfo=_zone(value, zone, name[:-1]), fold=tags.endswith(_FOLD))
 
     return dec
+
+
+def _zone(value: dt.datetime | dt.time, zone: str, name: str) -> dt.tzinfo | None:
+    if zone == _PYDANTIC:
+        from pydantic_core import TzInfo
+
+        return TzInfo((value.utcoffset() or dt.timedelta(0)).total_seconds())
+    if zone:
+        return zoneinfo.ZoneInfo(zone[1:-1])
+    if name:
+        return dt.timezone(value.utcoffset() or dt.timedelta(0), name)
+    return value.tzinfo
 
 
 _MICROSECOND = dt.timedelta(microseconds=1)

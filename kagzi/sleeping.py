@@ -13,9 +13,9 @@ import orjson
 from kagzi._core import Step, hash_input
 from kagzi.clock import StoreClock
 from kagzi.errors import InvalidInput, NonDeterminism
-from kagzi.group import Home, Work
 from kagzi.scope import Scope
 from kagzi.store.rows import StoredStep
+from kagzi.work import Home, Work
 
 SLEEP = "kagzi.sleep"
 TIMEOUT = "kagzi.timeout"

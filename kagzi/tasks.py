@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Coroutine
 from functools import partial
+from types import FrameType
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -36,7 +37,7 @@ def install_factory(loop: asyncio.AbstractEventLoop, wrap: Wrap | None = None) -
     previous = loop.get_task_factory()
     if isinstance(previous, _Factory):
         return
-    loop.set_task_factory(_Factory(previous, wrap))  # type: ignore[arg-type]
+    loop.set_task_factory(_Factory(previous, wrap))
 
 
 def assign_scope(task: asyncio.Task[Any], scope: Scope) -> None:
@@ -92,13 +93,13 @@ def _task_name(reference: ref[asyncio.Task[Any]], coroutine: Any) -> str:
 
 
 def _called_by_wait_for() -> bool:
-    frame = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)
     for _ in range(4):
         if frame is None:
             return False
         if frame.f_code is _WAIT_FOR:
             return True
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return False
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import collections.abc as abc
 import dataclasses
+import datetime as dt
 import inspect
 import sys
 import types
@@ -39,6 +40,10 @@ _ABSTRACT: dict[Any, tuple[str, ...]] = {
     abc.Container: _GROUPS,
     abc.Set: ("set", "frozenset"),
     abc.MutableSet: ("set",),
+}
+_PYDANTIC_TIMES: dict[str, type] = {
+    **{f"pydantic.types.{name}Date": dt.date for name in ("Past", "Future")},
+    **{f"pydantic.types.{n}Datetime": dt.datetime for n in ("Past", "Future", "Aware", "Naive")},
 }
 _DICTS: dict[Any, type] = {
     dict: dict,
@@ -146,7 +151,7 @@ class _Compiler:
             return _abstract_plan(cls, item(0))
         if cls in (abc.Awaitable, abc.Coroutine) and args:
             return item(len(args) - 1)
-        plan = scalar_for(cls)
+        plan = scalar_for(_PYDANTIC_TIMES.get(type_name(cls), cls))
         if plan is not None:
             return plan
         kind = records.record_kind(cls)

@@ -14,6 +14,7 @@ from kagzi._core import Gate, Step
 from kagzi.answers import Answers, memo_key
 from kagzi.clock import StoreClock
 from kagzi.context import Context
+from kagzi.definition import CallOptions, Definition
 from kagzi.errors import InvalidInput, KagziError, LeaseLost, StoreError
 from kagzi.executor import Executor
 from kagzi.failures import describe_exception
@@ -23,8 +24,9 @@ from kagzi.incarnation import boot_id, host_name, is_gone, process_start
 from kagzi.listener import done_channel
 from kagzi.local import LocalPlace
 from kagzi.model import RunStatus, check_count, check_duration_s
-from kagzi.pool.pool import Pool, PoolLink
-from kagzi.registry import CallOptions, Definition, registry
+from kagzi.pool.link import PoolLink
+from kagzi.pool.pool import Pool
+from kagzi.registry import registry
 from kagzi.remote import make_context
 from kagzi.runner import LiveRun
 from kagzi.store.checkpoints import CheckpointWriter
@@ -317,7 +319,9 @@ class Worker:
         """Where a step runs. Suspects of a crash have an executor of their own for a while."""
         place = step.place
         if place is not None and isinstance(place.name, PoolLink):
-            return place.name.executor
+            executor = place.name.executor
+            assert isinstance(executor, Executor), "this worker makes the pool's executors"
+            return executor
         if self.pool is None or step.definition is None or not step.definition.in_pool:
             return self.local
         return self.pool_executor

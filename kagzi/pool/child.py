@@ -12,29 +12,27 @@ import ctypes
 import faulthandler
 import importlib
 import os
-import queue
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
-from uuid import UUID
 
 import uvloop
 
-from kagzi._core import LANE_ASYNC, LANE_CPU, LANE_THREAD, FrameReader, FrameWriter
+from kagzi._core import FrameReader, FrameWriter
+from kagzi.definition import Definition, StepFunction
 from kagzi.errors import InvalidDefinition, MissingMainGuard, StepTimeout
 from kagzi.failures import describe_exception
 from kagzi.host import current
-from kagzi.model import StepInfo
 from kagzi.pool import wire
+from kagzi.pool.body import Body, Message, Threads
 from kagzi.pool.marks import Marks, map_cells
-from kagzi.registry import Definition, StepFunction, registry
+from kagzi.registry import registry
 from kagzi.tasks import install_factory
 
-Message = tuple[int, int, int, int, bytes, bytes]
 MakeContext = Callable[["PoolProcess", "Body"], Any]
 
 CANCEL_GRACE_S = 2.0
@@ -42,52 +40,11 @@ CANCEL_GRACE_S = 2.0
 _body: contextvars.ContextVar[Body] = contextvars.ContextVar("kagzi_body")
 
 
-class Body:
-    """A step's body that was received and has not answered."""
-
-    __slots__ = (
-        "answered",
-        "attempt",
-        "cell",
-        "definition",
-        "extra",
-        "function",
-        "head",
-        "input",
-        "lane",
-        "number",
-        "started_us",
-        "task",
-        "timed_out",
-        "timeout_us",
-        "timer",
-    )
-
-    def __init__(self, message: Message, function: int, definition: Definition) -> None:
-        _, self.number, _, second, self.head, self.input = message
-        self.function = function
-        self.definition = definition
-        self.attempt = second & 0xFFFF
-        self.timeout_us = second >> 16
-        self.lane = definition.lane
-        self.started_us = 0
-        self.cell = 0
-        self.answered = False  # the coordinator knows how it ended, or no longer cares
-        self.timed_out = False
-        self.task: asyncio.Task[None] | None = None
-        self.timer: asyncio.TimerHandle | None = None
-        self.extra: Any = None  # the link of its Context, if it has one
-
-    @property
-    def info(self) -> StepInfo:
-        return StepInfo(UUID(bytes=self.head[:16]), self.head[16:].decode(), self.attempt)
-
-
 class PoolProcess(asyncio.Protocol):
     """The process's end of the socket."""
 
     def __init__(self, marks: Marks, make_context: MakeContext) -> None:
-        self._marks = marks
+        self.marks = marks
         self._make_context = make_context
         self._reader = FrameReader()
         self._out = FrameWriter()
@@ -167,7 +124,7 @@ class PoolProcess(asyncio.Protocol):
             context = contextvars.copy_context()
             context.run(_body.set, body)
             body.task = task = asyncio.Task(
-                self._marks.on_loop(self._run(body), body.number), loop=self._loop, context=context
+                self.marks.on_loop(self._run(body), body.number), loop=self._loop, context=context
             )
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -177,7 +134,7 @@ class PoolProcess(asyncio.Protocol):
     async def _run(self, body: Body) -> None:
         """An async body, on the loop."""
         definition = body.definition
-        body.cell = self._marks.begin(body.number)
+        body.cell = self.marks.begin(body.number)
         body.started_us = time.time_ns() // 1000
         if body.timeout_us:
             self.arm(body)
@@ -189,7 +146,7 @@ class PoolProcess(asyncio.Protocol):
             value = await definition.function(*args, **kwargs)
             output = definition.returns.encode(value)
         except BaseException as error:
-            self._raised(body, error)
+            self.raised(body, error)
         else:
             self.returned(body, output)
 
@@ -205,13 +162,9 @@ class PoolProcess(asyncio.Protocol):
             duration_us = time.time_ns() // 1000 - body.started_us
             self.send(wire.DONE, body.number, body.started_us, duration_us, b"", output)
 
-    def _raised(self, body: Body, error: BaseException) -> None:
+    def raised(self, body: Body, error: BaseException) -> None:
         if self._end(body):
             self._send_failure(wire.FAILED, body, error)
-
-    def failed(self, body: Body, error: BaseException) -> None:
-        """A sync body raised."""
-        self._raised(body, error)
 
     def _send_failure(self, kind: int, body: Body, error: BaseException) -> None:
         duration_us = time.time_ns() // 1000 - body.started_us
@@ -220,7 +173,7 @@ class PoolProcess(asyncio.Protocol):
 
     def _end(self, body: Body) -> bool:
         """The body is over: free its cell. True if its outcome is still to be told."""
-        self._marks.end(body.cell)
+        self.marks.end(body.cell)
         self._bodies.pop(body.number, None)
         if body.timer is not None:
             body.timer.cancel()
@@ -275,84 +228,6 @@ def _timeout_error(body: Body) -> StepTimeout:
     return StepTimeout(f"no result within {body.timeout_us / 1e6:g} s")
 
 
-class Threads:
-    """Runs sync bodies: some threads for blocking ones, one for those that compute."""
-
-    def __init__(self, process: PoolProcess) -> None:
-        self._process = process
-        self._loop = asyncio.get_running_loop()
-        self._queues: dict[int, queue.SimpleQueue[Body]] = {
-            LANE_THREAD: queue.SimpleQueue(),
-            LANE_CPU: queue.SimpleQueue(),
-            LANE_ASYNC: queue.SimpleQueue(),
-        }
-        self._started = {LANE_THREAD: 0, LANE_CPU: 0}
-        self._most = {LANE_THREAD: wire.THREADS, LANE_CPU: 1}
-        self._lock = threading.Lock()
-        self._waiting: set[int] = set()
-        self._answers: list[tuple[Body, bytes | None, BaseException | None]] = []
-
-    def put(self, body: Body) -> None:
-        lane = body.lane
-        self._waiting.add(body.number)
-        self._queues[lane].put(body)
-        if self._started[lane] < self._most[lane]:
-            self._started[lane] += 1
-            threading.Thread(
-                target=self._work, args=(lane,), name=f"kagzi-{lane}", daemon=True
-            ).start()
-
-    def withdraw(self, body: Body) -> bool:
-        """Take a body back that no thread has begun."""
-        with self._lock:
-            if body.number in self._waiting:
-                self._waiting.discard(body.number)
-                return True
-            return False
-
-    def _work(self, lane: int) -> None:
-        bodies = self._queues[lane]
-        while True:
-            body = bodies.get()
-            with self._lock:
-                if body.number not in self._waiting:
-                    continue
-                self._waiting.discard(body.number)
-                cell = self._process._marks.begin_thread(body.number)
-            body.cell = cell
-            body.started_us = time.time_ns() // 1000
-            if body.timeout_us:
-                self._loop.call_soon_threadsafe(self._process.arm, body)
-            context = contextvars.Context()
-            output, error = context.run(_run_sync, body)
-            with self._lock:
-                self._answers.append((body, output, error))
-                first = len(self._answers) == 1
-            if first:
-                self._loop.call_soon_threadsafe(self._deliver)
-
-    def _deliver(self) -> None:
-        with self._lock:
-            answers, self._answers = self._answers, []
-        for body, output, error in answers:
-            with self._lock:
-                if output is not None:
-                    self._process.returned(body, output)
-                else:
-                    assert error is not None, "a body returns or raises"
-                    self._process.failed(body, error)
-
-
-def _run_sync(body: Body) -> tuple[bytes | None, BaseException | None]:
-    definition = body.definition
-    current.set(body.info)
-    try:
-        args, kwargs = definition.arguments.decode(body.input)
-        return definition.returns.encode(definition.function(*args, **kwargs)), None
-    except BaseException as error:
-        return None, error
-
-
 def find_step(reference: str, name: str) -> Definition:
     """The step registered under `name`, after importing the module that should register it.
 
@@ -397,10 +272,8 @@ def main(
     _die_with_parent()
     marks = Marks(map_cells(cells))
     for module in modules:
-        try:
+        with suppress(Exception):  # the step that needs it will say so
             importlib.import_module(module)
-        except Exception:
-            pass
 
     async def serve() -> None:
         loop = asyncio.get_running_loop()

@@ -11,25 +11,18 @@ import asyncio
 import logging
 import multiprocessing
 import os
-import signal
 import socket
 import time
 from collections import deque
 from collections.abc import Callable
 from multiprocessing.reduction import DupFd
-from typing import Any, Protocol
+from typing import Any
 
-from kagzi._core import (
-    WAITING,
-    FrameReader,
-    FrameWriter,
-    Place,
-    Scheduler,
-    Step,
-)
+from kagzi._core import Step
 from kagzi.errors import PoolStartFailed, StepCrashed, StepTimeout
 from kagzi.failures import describe_exception
 from kagzi.pool import child, wire
+from kagzi.pool.link import Answers, Feeder, PoolLink
 from kagzi.pool.marks import make_cells, read_marks
 
 logger = logging.getLogger("kagzi.pool")
@@ -37,178 +30,6 @@ logger = logging.getLogger("kagzi.pool")
 START_TIMEOUT_S = 60.0
 NEIGHBOUR_GRACE_S = 2.0
 WATCH_S = 0.25
-
-Message = tuple[int, int, int, int, bytes, bytes]
-
-
-class Feeder(Protocol):
-    """What the pool needs of the executor that its processes are links of."""
-
-    scheduler: Scheduler
-
-    def add_link(self, link: Any) -> None: ...
-    def remove_link(self, link: Any) -> None: ...
-    def submit(self, steps: Any) -> None: ...
-    def finish(self, step: Step) -> None: ...
-    def finished(self, steps: list[Step]) -> None: ...
-
-
-class Answers(Protocol):
-    """Who is told how bodies ended."""
-
-    def completed(self, steps: list[Step]) -> None:
-        """Bodies that returned; the scheduler has finished them."""
-
-    def failed(
-        self,
-        step: Step,
-        error: bytes,
-        wanted: bool,
-        started_us: int,
-        completed_us: int,
-        process_id: int,
-    ) -> None:
-        """A body that raised, ran out of time, or took its process down."""
-
-    def again(self, steps: list[Step]) -> None:
-        """Bodies that were cut off by a neighbour's end; the attempt does not count."""
-
-    def inner(self, link: PoolLink, step: Step, message: Message) -> None:
-        """A body asks for inner work."""
-
-
-class PoolLink(asyncio.Protocol):
-    """One pool process."""
-
-    def __init__(self, pool: Pool, room: tuple[int, int, int], executor: Feeder) -> None:
-        self._pool = pool
-        self.executor = executor
-        self._room = room
-        self.place = Place(room, self)
-        self._reader = FrameReader()
-        self._out = FrameWriter()
-        self._functions: dict[str, int] = {}
-        self._transport: asyncio.Transport | None = None
-        self._loop = asyncio.get_running_loop()
-        self.ready: asyncio.Future[int] = self._loop.create_future()
-        self.process: Any = None
-        self.process_id = 0
-        self.steps: dict[int, Step] = {}
-        self.leaving = False
-        self.culprit: int | None = None  # the step seen on its loop at the last look
-        self.blocked_since = 0.0
-        self.cells: memoryview | None = None
-        self._flushing = False
-
-    # --- out --------------------------------------------------------------------------------
-
-    def start(self, steps: list[Step]) -> None:
-        functions = self._functions
-        out = self._out
-        mine = self.steps
-        for step in steps:
-            number = functions.get(step.function)
-            if number is None:
-                number = functions[step.function] = len(functions) + 1
-                reference = step.definition.reference
-                out.add(
-                    wire.DEFINE, 0, number, 0, reference.encode(), step.definition.name.encode()
-                )
-            out.add_step(wire.RUN, step, number)
-            mine[step.number] = step
-        self.flush()
-
-    def cancel(self, step: Step) -> None:
-        self.send(wire.CANCEL, step.number)
-
-    def send(
-        self,
-        kind: int,
-        number: int = 0,
-        first: int = 0,
-        second: int = 0,
-        head: bytes = b"",
-        body: bytes = b"",
-    ) -> None:
-        self._out.add(kind, number, first, second, head, body)
-        if not self._flushing:
-            self._flushing = True
-            self._loop.call_soon(self.flush)
-
-    def flush(self) -> None:
-        self._flushing = False
-        if self._transport is not None and len(self._out):
-            self._transport.write(self._out.take())
-
-    # --- in ---------------------------------------------------------------------------------
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport  # type: ignore[assignment]
-        self.flush()
-
-    def data_received(self, data: bytes) -> None:
-        messages = self._reader.feed(data)
-        done, rest = self.executor.scheduler.absorb(messages, wire.DONE, self.process_id)
-        if done:
-            mine = self.steps
-            for step in done:
-                mine.pop(step.number, None)
-            self.executor.finished(done)
-            self._pool.answers.completed(done)
-        for message in rest:
-            self._receive(message)
-
-    def _receive(self, message: Message) -> None:
-        kind, number, first, second, head, body = message
-        if kind == wire.READY:
-            self.process_id = number
-            if not self.ready.done():
-                self.ready.set_result(number)
-            return
-        if kind == wire.FREED:
-            self._change_room(first, 1)
-            return
-        step = self.steps.get(number)
-        if step is None:
-            return
-        if kind == wire.INNER or kind == wire.INNER_CANCEL:
-            self._pool.answers.inner(self, step, message)
-            return
-        del self.steps[number]
-        self.executor.finish(step)
-        if kind == wire.FAILED or kind == wire.TIMED_OUT:
-            self._pool.answers.failed(
-                step, body, head == b"1", first, first + second, self.process_id
-            )
-            if kind == wire.TIMED_OUT:
-                self._pool.replace(self, "a step ran past its timeout and cannot be stopped")
-        elif kind == wire.ABANDONED:
-            self._change_room(first, -1)
-            if self.place.room(first) == 0:
-                self._pool.replace(self, "abandoned threads fill it")
-
-    def _change_room(self, lane: int, change: int) -> None:
-        room = min(self._room[lane], max(0, self.place.room(lane) + change))
-        self.place.set_room(lane, room)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
-        self._pool.lost(self)
-
-    # --- the end ----------------------------------------------------------------------------
-
-    def kill(self) -> None:
-        if self.process is not None and self.process_id:
-            try:
-                os.kill(self.process_id, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-
-    def close(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
-        if not self.ready.done():
-            self.ready.cancel()
 
 
 class Pool:
@@ -345,12 +166,14 @@ class Pool:
         logger.warning("pool process %d is replaced: %s", link.process_id, reason)
         if link.executor is self.executor:
             self._start_another()
-        self._loop.create_task(self._retire(link))
+        task = self._loop.create_task(self._retire(link))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _retire(self, link: PoolLink) -> None:
-        until = time.monotonic() + NEIGHBOUR_GRACE_S
-        while link.steps and time.monotonic() < until and link in self._links:
-            await asyncio.sleep(0.02)
+        endings = [link.executor.ending(step) for step in link.steps.values()]
+        if endings:
+            await asyncio.wait(endings, timeout=NEIGHBOUR_GRACE_S)
         link.kill()
 
     def lost(self, link: PoolLink) -> None:
@@ -410,9 +233,7 @@ class Pool:
                 if link is None or link not in self._links or link.leaving:
                     link = await self._start(executor, alone=True)
                 executor.submit([step])
-                number = step.number
-                while step.number == number and (number in link.steps or step.state == WAITING):
-                    await asyncio.sleep(0.005)
+                await executor.ending(step)
         finally:
             self._quarantine = None
             if link is not None and link in self._links:

@@ -1,9 +1,9 @@
 """A worker's fenced connection: commits batches, each in one transaction behind the fence.
 
-Two forms, by size: up to `UNNEST_MOST` steps one prepared INSERT over arrays, above that binary COPY
-with its BEGIN, fence and COMMIT in one message. After a connection is lost while a commit is under
-way nobody knows its outcome: the batch is sent again in the first form, which changes nothing that
-is there already, and what was there is read back.
+Two forms, by size: up to `UNNEST_MOST` steps one prepared INSERT over arrays, above that binary
+COPY with its BEGIN, fence and COMMIT in one message. After a connection is lost while a commit is
+under way nobody knows its outcome: the batch is sent again in the first form, which changes nothing
+that is there already, and what was there is read back.
 """
 
 from __future__ import annotations
@@ -68,8 +68,9 @@ class FencedConnection:
         self._queries = load_queries(connector.schema)
         columns = ", ".join(STEP_COLUMNS)
         schema = connector.quoted_schema
+        # The simple protocol, which takes no parameters: all parts are names and an id of our own.
         self._copy_start = (
-            f"BEGIN; SELECT {schema}.hold_fence('{worker_id}'); "
+            f"BEGIN; SELECT {schema}.hold_fence('{worker_id}'); "  # noqa: S608
             f"COPY {schema}.step_runs ({columns}) FROM STDIN (FORMAT binary)"
         ).encode()
         self._connection: psycopg.AsyncConnection[Any] | None = None

@@ -223,27 +223,15 @@ class Store:
         rows = await self._rows("read_run", id=run_id)
         if not rows:
             raise UnknownRun(f"no run has the id {run_id}")
-        *head, payload, _output, error = rows[0]
+        payload, _output, error = rows[0][10:]
+        attempts = await self._rows("describe_attempts", id=run_id)
         groups = await self._rows("describe_groups", id=run_id)
         return (
-            _summary(*head, error),
+            _summary(*[*rows[0][:10], error]),
             payload,
             [_step_record(*row) for row in await self._rows("describe_steps", id=run_id)],
             [GroupRecord(*row) for row in groups],
-            [
-                AttemptRecord(
-                    step_id,
-                    attempt,
-                    started_at,
-                    completed_at,
-                    read_failure(failure, step_id, attempt),
-                    process_id,
-                    retry_at,
-                )
-                for step_id, attempt, started_at, completed_at, failure, process_id, retry_at in await self._rows(
-                    "describe_attempts", id=run_id
-                )
-            ],
+            [_attempt_record(*row) for row in attempts],
         )
 
     # --- claims -----------------------------------------------------------------------------
@@ -285,7 +273,7 @@ class Store:
 
     async def find_memos(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """Key to output, of those that hold."""
-        return dict(await self._rows("find_memos", keys=list(keys)))  # type: ignore[arg-type]
+        return dict(await self._rows("find_memos", keys=list(keys)))
 
     # --- workers ----------------------------------------------------------------------------
 
@@ -314,7 +302,7 @@ class Store:
 
     async def find_incarnations(self, host: str) -> list[tuple[UUID, str, int, str]]:
         """Workers of a host that are not ended: (id, boot id, pid, process start)."""
-        return await self._rows("find_incarnations", host=host)  # type: ignore[return-value]
+        return await self._rows("find_incarnations", host=host)
 
     async def find_expired(self) -> list[UUID]:
         """Workers whose lease has run out."""
@@ -430,3 +418,16 @@ def _step_record(
         None if error is None else read_failure(error, step_id, attempts),
         output_bytes,
     )
+
+
+def _attempt_record(
+    step_id: str,
+    attempt: int,
+    started_at: datetime,
+    completed_at: datetime,
+    error: bytes,
+    process_id: int,
+    retry_at: datetime | None,
+) -> AttemptRecord:
+    failure = read_failure(error, step_id, attempt)
+    return AttemptRecord(step_id, attempt, started_at, completed_at, failure, process_id, retry_at)

@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 import pydantic
 from hypothesis import strategies as st
+from pydantic_core import TzInfo
 
 T = TypeVar("T")
 
@@ -153,13 +154,14 @@ integers = st.integers() | st.integers(-(2**70), 2**70)
 floats = st.floats(allow_nan=False, allow_infinity=False)
 offsets = st.integers(-1439, 1439).map(lambda m: dt.timezone(dt.timedelta(minutes=m)))
 zones = st.none() | offsets | st.sampled_from([zoneinfo.ZoneInfo(name) for name in ZONES])
+parsed = st.integers(-1439, 1439).map(lambda minutes: TzInfo(minutes * 60))
 named = st.builds(
     dt.timezone, st.integers(-1439, 1439).map(lambda m: dt.timedelta(minutes=m)), text.filter(bool)
 )
 datetimes = st.builds(
     lambda moment, tz, fold: moment.replace(tzinfo=tz, fold=fold),
     st.datetimes(dt.datetime(1900, 1, 2), dt.datetime(2100, 1, 1)),
-    zones | named,
+    zones | named | parsed,
     st.integers(0, 1),
 )
 points = st.builds(Point, integers, integers)

@@ -23,6 +23,7 @@ import pytest
 import typing_extensions as te
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic_core import TzInfo
 
 from kagzi.codec import Codec, codec_for
 from kagzi.errors import CodecError
@@ -153,6 +154,11 @@ def test_encoded_form_of_each_type(annotation: Any, value: Any, expected: bytes)
             dt.datetime(2024, 1, 2, tzinfo=zoneinfo.ZoneInfo("UTC")),
             b'"2024-01-02T00:00:00+00:00[UTC]"',
         ),
+        (
+            dt.datetime(2024, 1, 2, tzinfo=TzInfo(19800)),
+            b'"2024-01-02T00:00:00+05:30[tz=pydantic]"',
+        ),
+        (dt.datetime(2024, 1, 2, tzinfo=TzInfo(0)), b'"2024-01-02T00:00:00+00:00[tz=pydantic]"'),
         (dt.datetime(2024, 1, 2, fold=1), b'"2024-01-02T00:00:00[fold=1]"'),
         (dt.datetime.min, b'"0001-01-01T00:00:00"'),
         (dt.datetime.max.replace(tzinfo=dt.UTC), b'"9999-12-31T23:59:59.999999Z"'),

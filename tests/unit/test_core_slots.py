@@ -16,7 +16,7 @@ def make_step(module, index, output, started_us, completed_us):
     return step
 
 
-INDICES = st.integers(-2, 9)
+INDICES = st.integers(0, 3) | st.integers(-1, 8)
 TIMES = st.integers(-5, 50)
 FILLS = st.tuples(st.just("fill"), INDICES, st.integers())
 FAILS = st.tuples(st.just("fail"), INDICES, st.text(max_size=3))
@@ -78,6 +78,14 @@ def test_values_that_changed_their_length_are_refused():
     with pytest.raises(ValueError, match="changed its length"):
         slots.fill(1, b"1")
     assert slots.remaining == 2
+
+
+def test_step_that_fills_nothing_counts_no_time():
+    slots = core.Slots(2)
+    steps = [make_step(core, index, b"1", 1000, 1000 + 5 * (index + 1)) for index in (0, 1, 0)]
+    assert slots.fill_steps(steps) == 2
+    assert slots.fill_steps(steps) == 0
+    assert (slots.busy_us, slots.longest_us) == (15, 10)
 
 
 def test_settled_slot_never_changes():

@@ -1,0 +1,195 @@
+"""One pool process, coordinator's side: frames out, answers in, the end of the stream."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from contextlib import suppress
+from typing import Any, Protocol
+
+from kagzi._core import FrameReader, FrameWriter, Place, Scheduler, Step
+from kagzi.pool import wire
+
+Message = tuple[int, int, int, int, bytes, bytes]
+
+
+class Feeder(Protocol):
+    """What the pool needs of the executor that its processes are links of."""
+
+    scheduler: Scheduler
+
+    def add_link(self, link: Any) -> None: ...
+    def remove_link(self, link: Any) -> None: ...
+    def submit(self, steps: Any) -> None: ...
+    def finish(self, step: Step) -> None: ...
+    def finished(self, steps: list[Step]) -> None: ...
+    def ending(self, step: Step) -> asyncio.Future[None]: ...
+
+
+class Answers(Protocol):
+    """Who is told how bodies ended."""
+
+    def completed(self, steps: list[Step]) -> None:
+        """Bodies that returned; the scheduler has finished them."""
+
+    def failed(
+        self,
+        step: Step,
+        error: bytes,
+        wanted: bool,
+        started_us: int,
+        completed_us: int,
+        process_id: int,
+    ) -> None:
+        """A body that raised, ran out of time, or took its process down."""
+
+    def again(self, steps: list[Step]) -> None:
+        """Bodies that were cut off by a neighbour's end; the attempt does not count."""
+
+    def inner(self, link: PoolLink, step: Step, message: Message) -> None:
+        """A body asks for inner work."""
+
+
+class Keeper(Protocol):
+    """What a link needs of its pool."""
+
+    answers: Answers
+
+    def replace(self, link: PoolLink, reason: str) -> None:
+        """A process that cannot go on for long."""
+
+    def lost(self, link: PoolLink) -> None:
+        """A process that is gone."""
+
+
+class PoolLink(asyncio.Protocol):
+    """One pool process."""
+
+    def __init__(self, pool: Keeper, room: tuple[int, int, int], executor: Feeder) -> None:
+        self._pool = pool
+        self.executor = executor
+        self._room = room
+        self.place = Place(room, self)
+        self._reader = FrameReader()
+        self._out = FrameWriter()
+        self._functions: dict[str, int] = {}
+        self._transport: asyncio.Transport | None = None
+        self._loop = asyncio.get_running_loop()
+        self.ready: asyncio.Future[int] = self._loop.create_future()
+        self.process: Any = None
+        self.process_id = 0
+        self.steps: dict[int, Step] = {}
+        self.leaving = False
+        self.culprit: int | None = None  # the step seen on its loop at the last look
+        self.blocked_since = 0.0
+        self.cells: memoryview | None = None
+        self._flushing = False
+
+    # --- out --------------------------------------------------------------------------------
+
+    def start(self, steps: list[Step]) -> None:
+        functions = self._functions
+        out = self._out
+        mine = self.steps
+        for step in steps:
+            number = functions.get(step.function)
+            if number is None:
+                number = functions[step.function] = len(functions) + 1
+                reference = step.definition.reference
+                out.add(
+                    wire.DEFINE, 0, number, 0, reference.encode(), step.definition.name.encode()
+                )
+            out.add_step(wire.RUN, step, number)
+            mine[step.number] = step
+        self.flush()
+
+    def cancel(self, step: Step) -> None:
+        self.send(wire.CANCEL, step.number)
+
+    def send(
+        self,
+        kind: int,
+        number: int = 0,
+        first: int = 0,
+        second: int = 0,
+        head: bytes = b"",
+        body: bytes = b"",
+    ) -> None:
+        self._out.add(kind, number, first, second, head, body)
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        self._flushing = False
+        if self._transport is not None and len(self._out):
+            self._transport.write(self._out.take())
+
+    # --- in ---------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+        self.flush()
+
+    def data_received(self, data: bytes) -> None:
+        messages = self._reader.feed(data)
+        done, rest = self.executor.scheduler.absorb(messages, wire.DONE, self.process_id)
+        if done:
+            mine = self.steps
+            for step in done:
+                mine.pop(step.number, None)
+            self.executor.finished(done)
+            self._pool.answers.completed(done)
+        for message in rest:
+            self._receive(message)
+
+    def _receive(self, message: Message) -> None:
+        kind, number, first, second, head, body = message
+        if kind == wire.READY:
+            self.process_id = number
+            if not self.ready.done():
+                self.ready.set_result(number)
+            return
+        if kind == wire.FREED:
+            self._change_room(first, 1)
+            return
+        step = self.steps.get(number)
+        if step is None:
+            return
+        if kind == wire.INNER or kind == wire.INNER_CANCEL:
+            self._pool.answers.inner(self, step, message)
+            return
+        del self.steps[number]
+        self.executor.finish(step)
+        if kind == wire.FAILED or kind == wire.TIMED_OUT:
+            self._pool.answers.failed(
+                step, body, head == b"1", first, first + second, self.process_id
+            )
+            if kind == wire.TIMED_OUT:
+                self._pool.replace(self, "a step ran past its timeout and cannot be stopped")
+        elif kind == wire.ABANDONED:
+            self._change_room(first, -1)
+            if self.place.room(first) == 0:
+                self._pool.replace(self, "abandoned threads fill it")
+
+    def _change_room(self, lane: int, change: int) -> None:
+        room = min(self._room[lane], max(0, self.place.room(lane) + change))
+        self.place.set_room(lane, room)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._pool.lost(self)
+
+    # --- the end ----------------------------------------------------------------------------
+
+    def kill(self) -> None:
+        if self.process is not None and self.process_id:
+            with suppress(ProcessLookupError):
+                os.kill(self.process_id, signal.SIGKILL)
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+        if not self.ready.done():
+            self.ready.cancel()
