@@ -21,7 +21,7 @@ from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.object cimport PyObject
 from cpython.tuple cimport PyTuple_CheckExact, PyTuple_GET_SIZE
 from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint32_t, uint64_t
-from libc.string cimport memchr, memcpy, memmove, memset
+from libc.string cimport memchr, memcpy, memset
 
 from xxhash import xxh3_128_digest as _xxh3_128_digest
 
@@ -1189,6 +1189,12 @@ cdef inline Py_ssize_t measure_uuid(Step step, bytes data, str column) except -1
     return 16
 
 
+cdef inline bytes stored_input(Step step):
+    if step.input is None or PyBytes_GET_SIZE(step.input) > STORED_BYTES:
+        return None
+    return step.input
+
+
 cdef Py_ssize_t measure(Step step, Py_ssize_t* sizes) except -1:
     """Check the step; put the size of each field into `sizes`, -1 for NULL; give the row's size."""
     cdef Py_ssize_t row = 2
@@ -1201,9 +1207,7 @@ cdef Py_ssize_t measure(Step step, Py_ssize_t* sizes) except -1:
     sizes[3] = measure_text(step, step.status, "status")
     sizes[4] = measure_bytes(step, step.output, "output")
     sizes[5] = measure_bytes(step, step.error, "error")
-    sizes[6] = measure_bytes(step, step.input, "input")
-    if sizes[6] > STORED_BYTES:
-        sizes[6] = -1
+    sizes[6] = measure_bytes(step, stored_input(step), "input")
     sizes[7] = measure_bytes(step, step.input_hash, "input hash")
     if sizes[7] < 0:
         raise ValueError(f"step {step.id!r} has no input hash")
@@ -1266,7 +1270,6 @@ cdef int put_fields(Step step, char** to, int stride) except -1:
 
     An array's element and a row's field look alike: i32 length, or -1 for NULL, then the data.
     """
-    cdef bint is_stored = step.input is not None and PyBytes_GET_SIZE(step.input) <= STORED_BYTES
     cdef int64_t started_us = step.started_us if step.started_us else step.completed_us
     to[0] = put_bytes(to[0], step.run_id)
     to[1 * stride] = put_text(to[1 * stride], step.id)
@@ -1274,7 +1277,7 @@ cdef int put_fields(Step step, char** to, int stride) except -1:
     to[3 * stride] = put_text(to[3 * stride], step.status)
     to[4 * stride] = put_bytes(to[4 * stride], step.output)
     to[5 * stride] = put_bytes(to[5 * stride], step.error)
-    to[6 * stride] = put_bytes(to[6 * stride], step.input if is_stored else None)
+    to[6 * stride] = put_bytes(to[6 * stride], stored_input(step))
     to[7 * stride] = put_bytes(to[7 * stride], step.input_hash)
     to[8 * stride] = put_int4(to[8 * stride], step.attempt)
     to[9 * stride] = put_bytes(to[9 * stride], step.group_id)

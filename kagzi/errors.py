@@ -171,13 +171,17 @@ class RunFailed(KagziError):
 
     Attributes:
         run_id: External id of the run.
-        type, message, traceback, mro: Of the exception that left the workflow function.
+        type, message, traceback, mro: Of the exception that left the workflow function; of the
+            failed step where it was a `StepFailed`.
+        steps: Ids of the failed steps in its cause.
     """
 
     run_id: str
     type: str
     message: str
     traceback: str
+    mro: tuple[str, ...]
+    steps: tuple[str, ...]
 
 
 class RunConflict(KagziError):

@@ -133,7 +133,10 @@ class LiveRun:
         if self._parking is not None:
             self._parking.cancel()
         for work in list(self._works):
+            futures = [future for future, _ in work.callers]
             work.withdraw()
+            for future in futures:
+                future.cancel()  # tasks that wait for it end with the run
         if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()
 

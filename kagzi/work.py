@@ -299,5 +299,6 @@ class Single(Work):
             self.hand_over(step.output)
             return
         assert step.error is not None, "a failed step says why"
-        self.home.writer.put_mark(Mark(self.home.run_id, step.id, self.home.number, False))
+        if step.id not in self.home.recorded_steps or self.scope.base:
+            self.home.writer.put_mark(Mark(self.home.run_id, step.id, self.home.number, False))
         self.hand_over(error=read_failure(step.error, step.id, step.attempt))

@@ -11,47 +11,37 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Generator
-from typing import Any, cast
+from types import SimpleNamespace
+from typing import Any
 from uuid import UUID
 
 import psycopg
 from psycopg import generators, pq
-from psycopg.abc import Buffer
-from psycopg.adapt import Dumper
 
 from kagzi._core import STEP_COLUMN_OIDS, STEP_COLUMNS, Step, copy_rows, unnest_arrays
 from kagzi.errors import LeaseLost
 from kagzi.store.checkpoints import ContentRefused
 from kagzi.store.connections import Connector, is_outage
 from kagzi.store.queries import load_queries
-from kagzi.store.rows import Batch, StoredStep
+from kagzi.store.rows import Batch, MemoRow, StoredStep
+from kagzi.store.statements import (
+    BYTES,
+    FLOATS,
+    INTS,
+    TEXTS,
+    TIMES,
+    UUID_OID,
+    UUIDS,
+    Statement,
+    binary_array,
+    raise_failure,
+)
 
 logger = logging.getLogger("kagzi.store")
 
 UNNEST_MOST = 64
 BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 FENCE_SHUT = "KZ001"
-
-
-class _Array(bytes):
-    """A binary array, built already."""
-
-
-def _array_type(oid: int) -> type[_Array]:
-    made = type(f"_Array{oid}", (_Array,), {})
-
-    class ArrayDumper(Dumper):
-        format = pq.Format.BINARY
-
-        def dump(self, obj: Any) -> Buffer | None:
-            return cast(Buffer, obj)
-
-    ArrayDumper.oid = oid
-    psycopg.adapters.register_dumper(made, ArrayDumper)
-    return made
-
-
-_ARRAY_TYPES = {oid: _array_type(oid) for oid in set(STEP_COLUMN_OIDS)}
 
 
 class FencedConnection:
@@ -73,6 +63,12 @@ class FencedConnection:
             f"BEGIN; SELECT {schema}.hold_fence('{worker_id}'); "  # noqa: S608
             f"COPY {schema}.step_runs ({columns}) FROM STDIN (FORMAT binary)"
         ).encode()
+        types = _parameter_types()
+        self._statements = {
+            name: Statement(name, self._queries[name], types)
+            for name in ("write_steps", "write_rows")
+        }
+        self._prepared: set[str] = set()
         self._connection: psycopg.AsyncConnection[Any] | None = None
         self.statements = 0
 
@@ -121,6 +117,7 @@ class FencedConnection:
 
     async def close(self) -> None:
         connection, self._connection = self._connection, None
+        self._prepared = set()
         if connection is not None:
             await connection.close()
 
@@ -156,23 +153,24 @@ class FencedConnection:
         steps: list[Step],
         batch: Batch,
     ) -> int:
-        parameters: dict[str, Any] = {"worker_id": self._worker_id}
-        for place, (oid, array) in enumerate(
-            zip(STEP_COLUMN_OIDS, unnest_arrays(steps), strict=True)
-        ):
-            parameters[f"s{place}"] = _ARRAY_TYPES[oid](array)
+        """Execute `write_steps` or `write_rows`; how many steps were inserted."""
+        values = {"worker_id": self._worker_id.bytes}
+        for place, array in enumerate(unnest_arrays(steps)):
+            values[f"s{place}"] = array
         if name == "write_rows":
-            parameters.update(_row_parameters(batch))
+            _add_rows(values, batch)
         self.statements += 1
-        cursor = await connection.execute(self._queries[name], parameters, prepare=True)
-        row = await cursor.fetchone()
-        assert row is not None, "an aggregate gives one row"
-        fence, inserted, released = row
+        statement = self._statements[name]
+        async with connection.lock:
+            fence, inserted, released = await connection.wait(
+                statement.messages(connection, values, name not in self._prepared)
+            )
+        self._prepared.add(name)
         if fence == 0:
             raise LeaseLost(f"the lease of worker {self._worker_id} was ended by another worker")
         if name == "write_rows" and released < len(batch.runs):
             await self._check_released(connection, batch)
-        return int(inserted)
+        return inserted
 
     async def _check_released(self, connection: psycopg.AsyncConnection[Any], batch: Batch) -> None:
         """Runs not released now were released by a commit whose answer was lost, or taken."""
@@ -239,7 +237,7 @@ def _copy_messages(
     pgconn = connection.pgconn
     pgconn.send_query(start)
     results = yield from generators.execute(pgconn)
-    _raise_failure(pgconn, results)
+    raise_failure(results)
     if results[-1].status != pq.ExecStatus.COPY_IN:
         raise psycopg.OperationalError("the server did not ask for the rows of a COPY")
     view = memoryview(data)
@@ -249,68 +247,99 @@ def _copy_messages(
     while pgconn.put_copy_end() == 0:
         yield psycopg.waiting.Wait.W
     results = yield from generators.execute(pgconn)
-    _raise_failure(pgconn, results)
+    raise_failure(results)
 
 
-def _raise_failure(pgconn: Any, results: list[Any]) -> None:
-    for result in results:
-        if result.status == pq.ExecStatus.FATAL_ERROR:
-            raise psycopg.errors.error_from_result(result, encoding="utf-8")
+def _add_rows(values: dict[str, bytes], batch: Batch) -> None:
+    """Parameters of `write_rows` but for the steps: one array per column."""
+    marks = batch.marks
+    tables: tuple[tuple[str, list[Any], _Columns], ...] = (
+        ("a", batch.attempts, _ATTEMPT_COLUMNS),
+        ("g", batch.groups, _GROUP_COLUMNS),
+        ("r", batch.runs, _RUN_COLUMNS),
+        ("v", [mark for mark in marks if not mark.of_group], _MARK_COLUMNS),
+        ("w", [mark for mark in marks if mark.of_group], _MARK_COLUMNS),
+        ("m", [_memo_columns(memo) for memo in batch.memos], _MEMO_COLUMNS),
+    )
+    for letter, rows, columns in tables:
+        for place, (column, oid) in enumerate(columns):
+            values[f"{letter}{place}"] = binary_array(oid, [getattr(row, column) for row in rows])
 
 
-def _row_parameters(batch: Batch) -> dict[str, Any]:
-    """Parameters of `write_rows` but for the steps: one list per column."""
-    columns: dict[str, list[Any]] = {}
-    tables = {
-        "a": (batch.attempts, _ATTEMPT_FIELDS),
-        "g": (batch.groups, _GROUP_FIELDS),
-        "r": (batch.runs, _RUN_FIELDS),
-        "v": ([mark for mark in batch.marks if not mark.of_group], _MARK_FIELDS),
-        "w": ([mark for mark in batch.marks if mark.of_group], _MARK_FIELDS),
-    }
-    for letter, (rows, fields) in tables.items():
-        for place, field in enumerate(fields):
-            columns[f"{letter}{place}"] = [getattr(row, field) for row in cast(list[Any], rows)]
-    memos = batch.memos
-    columns["m0"] = [memo.key for memo in memos]
-    columns["m1"] = [memo.step.function for memo in memos]
-    columns["m2"] = [memo.step.output for memo in memos]
-    columns["m3"] = [UUID(bytes=memo.step.run_id) for memo in memos]
-    columns["m4"] = [memo.lifetime_s for memo in memos]
-    return columns
+def _memo_columns(memo: MemoRow) -> Any:
+    step = memo.step
+    return SimpleNamespace(
+        key=memo.key,
+        function=step.function,
+        output=step.output,
+        run_id=UUID(bytes=step.run_id),
+        lifetime_s=memo.lifetime_s,
+    )
 
 
-_ATTEMPT_FIELDS = (
-    "run_id",
-    "step_id",
-    "attempt",
-    "started_at",
-    "completed_at",
-    "error",
-    "process_id",
-    "retry_at",
+_Columns = tuple[tuple[str, int], ...]
+
+_ATTEMPT_COLUMNS: _Columns = (
+    ("run_id", UUIDS),
+    ("step_id", TEXTS),
+    ("attempt", INTS),
+    ("started_at", TIMES),
+    ("completed_at", TIMES),
+    ("error", BYTES),
+    ("process_id", INTS),
+    ("retry_at", TIMES),
 )
-_GROUP_FIELDS = (
-    "run_id",
-    "path",
-    "id",
-    "kind",
-    "size",
-    "strategy",
-    "group_limit",
-    "parent_step_id",
-    "decision",
-    "decided_index",
-    "cached",
-    "succeeded",
-    "failed",
-    "started_at",
-    "completed_at",
-    "wall_s",
-    "steps_s",
-    "longest_s",
-    "call_number",
-    "completed_number",
+_GROUP_COLUMNS: _Columns = (
+    ("run_id", UUIDS),
+    ("path", TEXTS),
+    ("id", UUIDS),
+    ("kind", TEXTS),
+    ("size", INTS),
+    ("strategy", TEXTS),
+    ("group_limit", INTS),
+    ("parent_step_id", TEXTS),
+    ("decision", TEXTS),
+    ("decided_index", INTS),
+    ("cached", INTS),
+    ("succeeded", INTS),
+    ("failed", INTS),
+    ("started_at", TIMES),
+    ("completed_at", TIMES),
+    ("wall_s", FLOATS),
+    ("steps_s", FLOATS),
+    ("longest_s", FLOATS),
+    ("call_number", INTS),
+    ("completed_number", INTS),
 )
-_RUN_FIELDS = ("run_id", "epoch", "status", "output", "error", "wake_at")
-_MARK_FIELDS = ("run_id", "path", "number")
+_RUN_COLUMNS: _Columns = (
+    ("run_id", UUIDS),
+    ("epoch", INTS),
+    ("status", TEXTS),
+    ("output", BYTES),
+    ("error", BYTES),
+    ("wake_at", TIMES),
+)
+_MARK_COLUMNS: _Columns = (("run_id", UUIDS), ("path", TEXTS), ("number", INTS))
+_MEMO_COLUMNS: _Columns = (
+    ("key", BYTES),
+    ("function", TEXTS),
+    ("output", BYTES),
+    ("run_id", UUIDS),
+    ("lifetime_s", FLOATS),
+)
+
+
+def _parameter_types() -> dict[str, int]:
+    """Type of each parameter of the two statements, by its name."""
+    types = {"worker_id": UUID_OID}
+    types.update({f"s{place}": oid for place, oid in enumerate(STEP_COLUMN_OIDS)})
+    for letter, columns in (
+        ("a", _ATTEMPT_COLUMNS),
+        ("g", _GROUP_COLUMNS),
+        ("r", _RUN_COLUMNS),
+        ("v", _MARK_COLUMNS),
+        ("w", _MARK_COLUMNS),
+        ("m", _MEMO_COLUMNS),
+    ):
+        types.update({f"{letter}{place}": oid for place, (_, oid) in enumerate(columns)})
+    return types

@@ -14,7 +14,7 @@ WITH fence AS MATERIALIZED (
     ON CONFLICT DO NOTHING
     RETURNING 1
 )
-SELECT (SELECT count(*) FROM fence), (SELECT count(*) FROM inserted), 0;
+SELECT (SELECT count(*) FROM fence), (SELECT count(*) FROM inserted), 0::bigint;
 
 -- name: write_rows
 -- Everything else that a batch holds besides steps, and the steps of a small batch. Group and run

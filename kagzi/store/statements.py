@@ -1,0 +1,109 @@
+"""Prepared statements over binary arrays, below psycopg's query layer.
+
+The writer sends a few long statements very often. psycopg reads the text of a long one again at
+each call, which takes longer than the server needs for it; here that is done once.
+
+Source: PostgreSQL manual, "Extended Query"; PostgreSQL source, array_recv, timestamptz_recv.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Generator, Sequence
+from datetime import UTC, datetime, timedelta
+from struct import Struct
+from typing import Any
+
+import psycopg
+from psycopg import generators, pq
+
+_PLACE = re.compile(r"%\((\w+)\)s")
+_HEAD = Struct("!iIIii")
+_EMPTY = Struct("!iII")
+_I4 = Struct("!i")
+_I8 = Struct("!q")
+_F8 = Struct("!d")
+_POSTGRES_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_NULL = _I4.pack(-1)
+
+UUID_OID = 2950
+UUIDS, TEXTS, INTS, FLOATS, BYTES, TIMES = 2951, 1009, 1007, 1022, 1001, 1185
+
+# By the array's OID: the element's, and how one is written.
+_ELEMENTS: dict[int, tuple[int, Callable[[Any], bytes]]] = {
+    UUIDS: (2950, lambda value: value.bytes),
+    TEXTS: (25, lambda value: value.encode()),
+    INTS: (23, _I4.pack),
+    FLOATS: (701, _F8.pack),
+    BYTES: (17, bytes),
+    TIMES: (1184, lambda value: _I8.pack((value - _POSTGRES_EPOCH) // _MICROSECOND)),
+}
+
+
+def binary_array(oid: int, values: Sequence[Any]) -> bytes:
+    """A one-dimensional array; None becomes NULL."""
+    element_oid, write = _ELEMENTS[oid]
+    if not values:
+        return _EMPTY.pack(0, 0, element_oid)
+    parts = [_HEAD.pack(1, None in values, element_oid, len(values), 1)]
+    for value in values:
+        if value is None:
+            parts.append(_NULL)
+        else:
+            data = write(value)
+            parts += (_I4.pack(len(data)), data)
+    return b"".join(parts)
+
+
+class Statement:
+    """A statement of `queries.sql`, prepared once per connection.
+
+    Args:
+        name: Its name there, and on the server.
+        query: Its text, with `%(name)s` parameters.
+        oids: Type of each parameter.
+    """
+
+    def __init__(self, name: str, query: str, oids: dict[str, int]) -> None:
+        self.names = list(dict.fromkeys(_PLACE.findall(query)))
+        numbers = {parameter: f"${place + 1}" for place, parameter in enumerate(self.names)}
+        text = _PLACE.sub(lambda found: numbers[found.group(1)], query).replace("%%", "%")
+        self._name = f"kagzi_{name}".encode()
+        self._query = text.encode()
+        self._oids = [oids[parameter] for parameter in self.names]
+        self._formats = [pq.Format.BINARY] * len(self.names)
+
+    def messages(
+        self, connection: psycopg.AsyncConnection[Any], values: dict[str, bytes], prepare: bool
+    ) -> Generator[Any, Any, list[int]]:
+        """Prepare it, if asked, and execute it; its one row of bigint columns.
+
+        For `AsyncConnection.wait`, under the connection's lock.
+        """
+        pgconn = connection.pgconn
+        if prepare:
+            pgconn.send_prepare(self._name, self._query, self._oids)
+            raise_failure((yield from generators.execute(pgconn)))
+        pgconn.send_query_prepared(
+            self._name,
+            [values[name] for name in self.names],
+            self._formats,
+            pq.Format.BINARY,
+        )
+        results = yield from generators.execute(pgconn)
+        raise_failure(results)
+        result = results[-1]
+        row = []
+        for column in range(result.nfields):
+            value = result.get_value(0, column)
+            assert value is not None, "counts are not NULL"
+            row.append(_I8.unpack(value)[0])
+        return row
+
+
+def raise_failure(results: Sequence[Any]) -> None:
+    """Raise the error that the server answered with, if it did."""
+    for result in results:
+        if result.status == pq.ExecStatus.FATAL_ERROR:
+            raise psycopg.errors.error_from_result(result, encoding="utf-8")
