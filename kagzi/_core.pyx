@@ -111,7 +111,6 @@ RESUMING = IS_RESUMING
 ENDED = IS_ENDED
 
 cdef enum:
-    NO_ROLE = 0
     GROUP_ROLE = 1
     FUNCTION_ROLE = 2
 
@@ -747,7 +746,7 @@ cdef class Scheduler:
     def drop(self, Step step not None):
         cdef Gate gate = step.gate_, function_gate = step.function_gate_
         cdef _Heap home = step.home
-        if not self.owns(step) or step.state != IS_WAITING:
+        if not self.owns(step) or step.state != IS_WAITING or home is None:
             return False
         home.remove(step)
         step.state = IS_ENDED

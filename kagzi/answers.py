@@ -33,6 +33,7 @@ class Answers:
 
     def __init__(self, worker: AnswersHome) -> None:
         self._worker = worker
+        self.uses_memos = False
         self._inner: dict[tuple[int, int], asyncio.Future[Any]] = {}
 
     def completed(self, steps: list[Step]) -> None:
@@ -48,10 +49,10 @@ class Answers:
             if work.closed:
                 continue
             work.accept(part)
-            for step in part:
-                if step.definition.memo is None:
-                    break  # a group mixes functions rarely, and memos more rarely
-                self._put_memo(step)
+            if self.uses_memos:
+                for step in part:
+                    if step.definition.memo is not None:
+                        self._put_memo(step)
 
     def returned(self, step: Step) -> None:
         self.completed([step])
@@ -74,6 +75,8 @@ class Answers:
         for step in steps:
             if not step.group.closed:
                 step.run.body_cut_off(step)
+                for key in [key for key in self._inner if key[0] == step.number]:
+                    del self._inner[key]
         self._worker.begin([step for step in steps if not step.group.closed])
 
     # --- inner work -------------------------------------------------------------------------

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable
-from datetime import timedelta
-from typing import Any, Protocol
+from datetime import datetime, timedelta
+from typing import Protocol
 from uuid import UUID
 
 from kagzi._core import Step
@@ -23,11 +22,12 @@ class AttemptHome(Protocol):
     run_id: UUID
     writer: CheckpointWriter
     attempts: dict[str, StoredAttempts]
-    clock_offset_s: float
+
+    def store_now(self) -> datetime: ...
 
     def retry_later(self, step: Step, delay_s: float) -> None: ...
 
-    def clear_below(self, step: Step, then: Callable[[], None]) -> None: ...
+    def stop_below(self, step: Step, again: bool, then: Callable[[], None]) -> None: ...
 
 
 def policy_of(step: Step) -> Retry:
@@ -37,7 +37,7 @@ def policy_of(step: Step) -> Retry:
     return step.definition.retry  # type: ignore[no-any-return]
 
 
-def number_attempt(step: Step, attempts: dict[str, StoredAttempts]) -> float:
+def number_attempt(step: Step, attempts: dict[str, StoredAttempts], now: datetime) -> float:
     """Set the number that the step's next attempt has; seconds until it is due."""
     state = attempts.get(step.id)
     if state is None:
@@ -46,7 +46,7 @@ def number_attempt(step: Step, attempts: dict[str, StoredAttempts]) -> float:
     step.attempt = state.counted + 1
     if state.retry_at is None:
         return 0.0
-    return state.retry_at.timestamp() - time.time()
+    return (state.retry_at - now).total_seconds()
 
 
 def attempt_failed(
@@ -72,7 +72,7 @@ def attempt_failed(
         wanted = policy.wants_named(read_failure(error, step.id, state.counted))
     again = wanted and state.counted < policy.max_attempts
     delay_s = policy.delay_s(state.counted, random.random()) if again else 0.0
-    state.retry_at = at_us(completed_us) + timedelta(seconds=delay_s) if again else None
+    state.retry_at = home.store_now() + timedelta(seconds=delay_s) if again else None
     row = AttemptRow(
         home.run_id,
         step.id,
@@ -97,8 +97,7 @@ def attempt_failed(
         step.process_id = process_id
         step.group.accept_failure(step)
 
-    inner: Any = step.definition.wants_context or not step.definition.in_pool
-    if inner and again:
-        home.clear_below(step, record)
+    if step.definition.wants_context or not step.definition.in_pool:  # it may have inner work
+        home.stop_below(step, again, record)
     else:
         record()

@@ -136,7 +136,15 @@ class ArgumentsCodec:
         returns: Codec of the return annotation.
     """
 
-    __slots__ = ("_by_count", "_parameters", "_plain", "_plans", "_verify", "returns")
+    __slots__ = (
+        "_around",
+        "_by_count",
+        "_parameters",
+        "_plain",
+        "_plans",
+        "_returns",
+        "_verify",
+    )
 
     def __init__(
         self,
@@ -144,28 +152,44 @@ class ArgumentsCodec:
         skip_first: bool = False,
         names: Mapping[str, Any] | None = None,
     ) -> None:
-        """Never fails over an annotation: what cannot be resolved is held to the rules of Any.
+        """Annotations are looked up at the first use, when the function's module is complete.
+
+        One that cannot be resolved even then is held to the rules of Any.
 
         Args:
             skip_first: The first parameter is kagzi's own (a Context).
             names: Where annotations are looked up besides the function's globals and closure.
         """
-        self._parameters = parameters = Parameters(function, skip_first)
+        self._parameters = Parameters(function, skip_first)
+        self._around = (function, names)
+        self._returns: Codec[Any] | None = None
+        self._plans: dict[str, Plan] = {}
+        self._plain = self._verify = False
+        # The common calls, without keywords: arguments by their number.
+        self._by_count: dict[int, Fields] = {}
+
+    @property
+    def returns(self) -> Codec[Any]:
+        return self._returns or self._compile()
+
+    def _compile(self) -> Codec[Any]:
+        parameters = self._parameters
+        function, names = self._around
         module_names, local = names_around(function)
         local.update(names or {})
 
         def codec(annotation: Any) -> Codec[Any]:
             return codec_for(resolve(annotation, module_names, local), local)
 
-        self.returns = codec(parameters.returned)
         self._plans = {n: codec(hint).plan for n, hint in parameters.annotations.items()}
         self._verify = any(plan.verify for plan in self._plans.values())
         self._plain = all(plan.dec is None for plan in self._plans.values())
-        # The common calls, without keywords: arguments by their number.
-        self._by_count: dict[int, Fields] = {}
-        if not parameters.required_keywords:
-            for count in range(parameters.least, len(parameters.positional) + 1):
-                self._by_count[count] = self._fields(count)
+        returns = codec(parameters.returned)
+        if not (self._verify or parameters.required_keywords):
+            counts = range(parameters.least, len(parameters.positional) + 1)
+            self._by_count = {count: self._fields(count) for count in counts}
+        self._returns = returns  # last: another thread may look
+        return returns
 
     def encode(
         self,
@@ -182,7 +206,7 @@ class ArgumentsCodec:
             CodecError: An argument would not come back equal in value and type.
             PayloadTooLarge: More than `max_bytes`.
         """
-        if not (kwargs or self._verify):
+        if not kwargs:
             fields = self._by_count.get(len(args))
             if fields is not None:
                 try:
@@ -192,6 +216,8 @@ class ArgumentsCodec:
                 except Exception:
                     pass  # the way below says what is wrong, if anything is
         args, kwargs = self._parameters.bind(args, kwargs)
+        if self._returns is None:
+            self._compile()
         try:
             data = self._write(args, kwargs)
             if self._verify:
@@ -211,6 +237,8 @@ class ArgumentsCodec:
         Raises:
             CodecError: The bytes do not fit the annotations, e.g. after a change of the code.
         """
+        if self._returns is None:
+            self._compile()
         try:
             tree = read(data)
             trees, keywords = (tree, {}) if type(tree) is list else (tree["a"], tree["k"])

@@ -152,6 +152,8 @@ class Group(Work):
         if self.closed:
             return
         if self.request.kind is GroupKind.RACE:
+            if self.decision is not None:
+                return  # the winner's large result is being written
             steps = steps[:1]
             self.decision, self.decided_index = WINNER, steps[0].index
         home = self.home

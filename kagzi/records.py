@@ -9,6 +9,7 @@ object lacks takes its default: classes may grow.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from operator import attrgetter, itemgetter
@@ -135,15 +136,26 @@ def _passed(spec: dataclasses.Field[Any], given: dict[str, Any]) -> bool:
 
 
 def _dataclass_has_hooks(cls: Any) -> bool:
-    init = cls.__init__
-    generated = getattr(getattr(init, "__code__", None), "co_filename", "") == "<string>"
     return (
-        not generated
+        not _is_generated(cls.__init__)
         or hasattr(cls, "__post_init__")
         or cls.__new__ is not object.__new__
-        or any(not spec.init for spec in dataclasses.fields(cls))
+        or cls.__getattribute__ is not object.__getattribute__
+        or not (cls.__setattr__ is object.__setattr__ or _is_generated(cls.__setattr__))
+        or any(not spec.init or _is_computed(cls, spec.name) for spec in dataclasses.fields(cls))
         or any(_has_init_var(base) for base in cls.__mro__)
     )
+
+
+def _is_generated(method: Any) -> bool:
+    """Written by `dataclasses`, not by hand."""
+    return getattr(getattr(method, "__code__", None), "co_filename", "") == "<string>"
+
+
+def _is_computed(cls: type, name: str) -> bool:
+    """Whether a property or another descriptor stands between the field and its value."""
+    found = inspect.getattr_static(cls, name, None)
+    return hasattr(type(found), "__set__") and not inspect.ismemberdescriptor(found)
 
 
 def _has_init_var(base: Any) -> bool:
@@ -175,6 +187,8 @@ def namedtuple_plan(name: str, cls: Any, plans: FieldPlans) -> Plan:
     def enc(value: Any) -> Any:
         if type(value) is not cls:
             raise mismatch(name, value, (cls,))
+        if getattr(value, "__dict__", None):
+            raise Refused(f"a {name} with attributes beside its fields")
         return dict(zip(names, fields.enc(tuple(value)), strict=True))
 
     def dec(tree: Any) -> Any:

@@ -37,6 +37,7 @@ logger = logging.getLogger("kagzi")
 
 PARK_AFTER_S = 3.0
 QUIET_S = 0.2
+STOP_GRACE_S = 5.0
 
 
 class Surroundings(Protocol):
@@ -133,16 +134,20 @@ class LiveRun:
         if self._parking is not None:
             self._parking.cancel()
         for work in list(self._works):
-            futures = [future for future, _ in work.callers]
             work.withdraw()
-            for future in futures:
-                future.cancel()  # tasks that wait for it end with the run
         if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()
 
     async def wait_stopped(self) -> None:
+        """Wait until the workflow function has let go, but not for one that will not."""
         if self._task is not None:
-            await asyncio.wait([self._task])
+            _, pending = await asyncio.wait([self._task], timeout=STOP_GRACE_S)
+            if pending:
+                logger.warning(
+                    "workflow %s of run %s goes on although it was cancelled",
+                    self.workflow.name,
+                    self.claimed.external_id,
+                )
 
     def give_back(self) -> None:
         """Let another worker go on with it."""
@@ -312,7 +317,7 @@ class LiveRun:
         if self.attempts:
             due = []
             for step in steps:
-                delay_s = number_attempt(step, self.attempts) - self.worker.clock.offset_s
+                delay_s = number_attempt(step, self.attempts, self.store_now())
                 if delay_s > 0:
                     self.retry_later(step, delay_s)
                 else:
@@ -327,6 +332,9 @@ class LiveRun:
                 timer.cancel()
             self.worker.executor_of(step).withdraw(step)
 
+    def store_now(self) -> datetime:
+        return self.worker.clock.now()
+
     def retry_later(self, step: Step, delay_s: float) -> None:
         if step.group.closed:
             return
@@ -335,7 +343,7 @@ class LiveRun:
     def _retry(self, step: Step) -> None:
         self._retries.pop(step.id, None)
         if not step.group.closed:
-            number_attempt(step, self.attempts)
+            number_attempt(step, self.attempts, self.store_now())
             self.worker.begin([step])
 
     def remember(self, steps: list[Step]) -> None:
@@ -416,10 +424,11 @@ class LiveRun:
             if work.scope.owner is step:
                 work.detach()
 
-    def clear_below(self, step: Step, then: Callable[[], None]) -> None:
-        """Stop what is under way inside a body whose attempt failed, forget its failures, go on.
+    def stop_below(self, step: Step, again: bool, then: Callable[[], None]) -> None:
+        """Stop what is under way inside a body whose attempt failed, and go on when it has ended.
 
-        `then` runs when all of it has ended, with the removal of the failures already put.
+        If the step will be tried `again`, the failures and decisions below it are removed, by a
+        row of the writer's stream that is put right before `then` is called.
         """
         inner = [work for work in self._works if is_below(work.path, step.id)]
         endings = []
@@ -432,6 +441,9 @@ class LiveRun:
 
         def clear(_: object = None) -> None:
             if self.leaving or step.group.closed:
+                return
+            if not again:
+                then()
                 return
             steps, groups = self.recorded_steps, self.recorded_groups
             for path in [p for p in steps if is_below(p, step.id) and steps[p].status == "failed"]:

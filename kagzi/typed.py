@@ -59,7 +59,10 @@ def plan_for(annotation: Any, names: Names | None = None) -> Plan:
     Args:
         names: Where forward references are looked up besides their own modules.
     """
-    return _Compiler(names or {}).plan(annotation, {})
+    try:
+        return _Compiler(names or {}).plan(annotation, {})
+    except Exception as error:  # an odd metaclass, a generic class that grows without end
+        return foreign_plan(f"{_hint_name(annotation)} (not understood: {type(error).__name__})")
 
 
 class _Compiler:
@@ -90,7 +93,7 @@ class _Compiler:
         if origin is typing.Literal:
             return _literal_plan(args)
         if _is_alias(origin):
-            return self._alias(origin, tuple(_substitute(arg, bound) for arg in args))
+            return self._alias(origin, _given(args, bound))
         if isinstance(origin, type):
             return self._class(origin, args, bound, hint)
         return self._foreign(str(hint))
@@ -157,7 +160,7 @@ class _Compiler:
         kind = records.record_kind(cls)
         if kind is None:
             return self._foreign(_hint_name(hint or cls))
-        given = tuple(_substitute(arg, bound) for arg in args)
+        given = _given(args, bound)
         name = _with_args(type_name(cls), given)
         return self._once(
             (cls, given),
@@ -169,7 +172,7 @@ class _Compiler:
         )
 
     def _tuple(self, args: tuple[Any, ...], bound: Bindings, hint: Any) -> Plan:
-        if not args and hint is not None and hint is not tuple:
+        if not args and hint is not None and hint is not typing.Tuple:  # noqa: UP006
             return tuple_plan([])  # tuple[()]
         if not args:
             return array_plan("tuple", tuple, ANY, tuple)
@@ -339,9 +342,13 @@ def _bindings(cls: Any, args: tuple[Any, ...]) -> Bindings:
     for base in getattr(cls, "__orig_bases__", ()):
         origin = get_origin(base)
         if isinstance(origin, type) and origin is not typing.Generic:
-            inner = tuple(_substitute(arg, bound) for arg in get_args(base))
+            inner = _given(get_args(base), bound)
             bound = {**_bindings(origin, inner), **bound}
     return bound
+
+
+def _given(args: tuple[Any, ...], bound: Bindings) -> tuple[Any, ...]:
+    return tuple(_bare(_substitute(arg, bound)) for arg in args)
 
 
 def _substitute(arg: Any, bound: Bindings) -> Any:

@@ -120,6 +120,9 @@ class Work:
             self.closed = True
             self.home.withdraw(self.steps())
         self._end()
+        callers, self.callers = self.callers, []
+        for future, _ in callers:
+            future.cancel()  # a task that still waits for it ends with it
 
     def hand_over(self, outcome: Any = None, error: BaseException | None = None) -> None:
         """Give the durable outcome to every caller."""

@@ -23,6 +23,7 @@ from kagzi.ids import uuid7
 from kagzi.incarnation import boot_id, host_name, is_gone, process_start
 from kagzi.listener import done_channel
 from kagzi.local import LocalPlace
+from kagzi.loop_watch import LoopWatch
 from kagzi.model import RunStatus, check_count, check_duration_s
 from kagzi.pool.link import PoolLink
 from kagzi.pool.pool import Pool
@@ -121,6 +122,7 @@ class Worker:
         )
         self.pool_executor = Executor(self.loop)
         self.pool: Pool | None = None
+        self._watch = LoopWatch(self.loop)
         self._heartbeat = Heartbeat(
             connector,
             self.worker_id,
@@ -171,6 +173,7 @@ class Worker:
             await self._local_place.close()
             raise
         self._heartbeat.start()
+        self._watch.start()
         self._tasks = [
             self.loop.create_task(self._claim_for_ever()),
             self.loop.create_task(self._rescue_for_ever()),
@@ -203,6 +206,7 @@ class Worker:
         await self._local_place.close()
         if self.pool is not None:
             await self.pool.close()
+        self._watch.stop()
         await asyncio.to_thread(self._heartbeat.stop)
         if self._notifying is not None:
             await asyncio.gather(self._notifying, return_exceptions=True)
@@ -366,6 +370,7 @@ class Worker:
 
     def _look_up_memos(self, steps: list[Step]) -> None:
         self._memo_steps += steps
+        self.answers.uses_memos = True
         if self._memo_task is None:
             self._memo_task = self.loop.create_task(self._answer_memos())
 

@@ -200,6 +200,23 @@ def test_types_local_to_a_function_are_found_in_its_closure() -> None:
 def broken(a: "not python", b: "Missing[int]", c: 5, d: "list[Missing]") -> "…": ...  # type: ignore  # noqa: F821, F722, UP037
 
 
+def defined_above(page: "Below") -> "list[Below]": ...  # type: ignore[empty-body] # noqa: UP037
+
+
+early = ArgumentsCodec(defined_above)
+
+
+@dataclasses.dataclass
+class Below:
+    value: set[int]
+
+
+def test_class_defined_below_the_function_is_found() -> None:
+    assert early.returns.encode([Below({1})]) == b'[{"value":[1]}]'
+    other = ArgumentsCodec(defined_above)
+    assert other.decode(b'[{"value":[1]}]') == ((Below({1}),), {})
+
+
 def test_annotations_that_mean_nothing_are_untyped() -> None:
     assert encoded(broken, 1, "a", [None], [1]) == b'[1,"a",[null],[1]]'
 

@@ -273,6 +273,41 @@ class Attached:
         self.seen = 0
 
 
+@dataclasses.dataclass
+class Masked:
+    value: int
+
+    def __getattribute__(self, name: str) -> Any:
+        found = super().__getattribute__(name)
+        return found + 1 if name == "value" else found
+
+
+@dataclasses.dataclass
+class Rounded:
+    value: int
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value + 1)
+
+
+def test_class_whose_attributes_run_code_is_compared() -> None:
+    assert refusal(Masked, Masked(1)).path == "$.value"
+    value = Rounded(1)
+    codec = codec_for(Rounded)
+    assert codec.decode(codec.encode(value)) == value == Rounded(1)
+
+
+class Tagged(Row2 := NamedTuple("Row2", [("a", int)])):  # type: ignore[misc]
+    pass
+
+
+def test_named_tuple_with_attributes_beside_its_fields_is_refused() -> None:
+    value = Tagged(1)
+    assert codec_for(Tagged).decode(codec_for(Tagged).encode(value)) == value
+    value.extra = 1
+    refusal(Tagged, value)
+
+
 def test_class_whose_constructor_changes_the_value_is_refused() -> None:
     assert refusal(Checked, Checked(1)).path == "$.value"
     small = Small(1)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import typing
 import zoneinfo
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import msgspec
 import numpy as np
@@ -109,6 +109,12 @@ def test_value_of_another_type_comes_back_the_same_or_is_refused(data: st.DataOb
         (list, [1, "a"], b'[1,"a"]'),
         (tuple, (1, "a"), b'[1,"a"]'),
         (tuple[()], (), b"[]"),
+        (typing.Tuple, (1,), b"[1]"),  # noqa: UP006
+        (typing.Tuple[()], (), b"[]"),  # noqa: UP006
+        (typing.List, [1], b"[1]"),  # noqa: UP006
+        (typing.Dict[int, bytes], {1: b""}, b'{"1":""}'),  # noqa: UP006
+        (v.Box[typing.Annotated[bytes, []]], v.Box(b""), b'{"item":""}'),
+        (Literal[v.Color.RED, b"x"], v.Color.RED, b'["Color","RED"]'),
         (dict, {"a": 1}, b'{"a":1}'),
         (set, {"a"}, b'["a"]'),
         (object, [None], b"[null]"),
@@ -398,6 +404,19 @@ def test_field_added_to_a_model_takes_its_default() -> None:
     assert codec_for(v.Model).decode(b'{"name":"a"}').model_fields_set == {"name"}
     with pytest.raises(CodecError, match="name"):
         codec_for(v.Model).decode(b"{}")
+
+
+@dataclasses.dataclass
+class Growing(typing.Generic[v.T]):
+    item: v.T
+    next: Growing[list[v.T]] | None = None
+
+
+def test_generic_class_that_grows_without_end_is_not_understood_but_harmless() -> None:
+    codec = codec_for(Growing[int])
+    assert codec.encode(5) == b"5"
+    with pytest.raises(CodecError, match="not understood"):
+        codec.encode(Growing(1))
 
 
 class Renamed(msgspec.Struct, rename="camel", tag="r", frozen=True, kw_only=True):

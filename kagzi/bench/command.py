@@ -1,0 +1,111 @@
+"""The command line: which benchmarks, where, and what becomes of the figures."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import ExitStack
+from typing import BinaryIO
+
+import click
+import uvloop
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from kagzi.bench.measure import Figure, cores, surroundings
+from kagzi.bench.report import (
+    as_json,
+    missed_of,
+    print_surroundings,
+    print_verdict,
+    table_of,
+)
+from kagzi.bench.session import Bench, own_schema
+from kagzi.bench.suites import SUITES, Suite
+from kagzi.errors import KagziError
+from kagzi.store import embedded
+
+
+@click.command(
+    help="Measure kagzi beside the specification's thresholds.\n\n"
+    "NAMES select benchmarks, by name or by how it begins; without any, all are run.",
+    epilog="Exit code: 0 if every threshold is kept, 1 if one is missed, 2 if nothing could be "
+    "measured.",
+)
+@click.argument("names", nargs=-1)
+@click.option("--quick", is_flag=True, help="Fewer rounds.")
+@click.option("--json", "json_file", type=click.File("wb", lazy=False), help="Write all figures.")
+@click.option("--list", "only_list", is_flag=True, help="Name the benchmarks and stop.")
+@click.option("--dsn", help="Database; default DATABASE_URL, else the embedded server.")
+@click.option(
+    "--processes", type=click.IntRange(1, 1024), help="Pool processes; default one per core."
+)
+@click.option("--slack", type=float, default=1.0, hidden=True, help="Factor on each threshold.")
+def main(
+    names: tuple[str, ...],
+    quick: bool,
+    json_file: BinaryIO | None,
+    only_list: bool,
+    dsn: str | None,
+    processes: int | None,
+    slack: float,
+) -> None:
+    console = Console()
+    if only_list:
+        for suite in SUITES.values():
+            console.print(f"{suite.name:<24}{suite.title}", highlight=False)
+        return
+    chosen = select(names)
+    results: dict[str, list[Figure]] = {}
+    try:
+        with ExitStack() as stack:
+            dsn = dsn or os.environ.get("DATABASE_URL") or None
+            if dsn is None:
+                dsn = stack.enter_context(embedded.attach()).dsn
+            stack.enter_context(own_schema(dsn))
+            around = surroundings(dsn)
+            print_surroundings(console, around)
+            for suite in chosen:
+                results[suite.name] = measure(suite, dsn, processes or cores(), quick, slack)
+                console.print(table_of(suite.name, results[suite.name]))
+    except KagziError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+    print_verdict(console, results)
+    if json_file is not None:
+        json_file.write(as_json(around, results, quick))
+    if missed_of(results):
+        sys.exit(1)
+
+
+def select(names: tuple[str, ...]) -> list[Suite]:
+    """Benchmarks in their own order. Raises `click.BadParameter` for a name of none of them."""
+    for name in names:
+        if not any(known.startswith(name) for known in SUITES):
+            raise click.BadParameter(f"{name!r} is none of: {', '.join(SUITES)}", param_hint="NAMES")
+    return [
+        suite
+        for suite in SUITES.values()
+        if not names or any(suite.name.startswith(name) for name in names)
+    ]
+
+
+def measure(suite: Suite, dsn: str, processes: int, quick: bool, slack: float) -> list[Figure]:
+    """Run one benchmark, with a bar that shows its rounds."""
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[rounds]}"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    with progress:
+        shown: TaskID = progress.add_task(suite.name, total=None, rounds="")
+
+        def advance(done: int, rounds: int) -> None:
+            progress.update(shown, completed=done, total=rounds, rounds=f"{done} of {rounds}")
+
+        bench = Bench(dsn, processes, quick, advance)
+        figures = uvloop.run(suite.measure(bench))  # type: ignore[arg-type]
+    return [figure.slackened(slack) for figure in figures]

@@ -1,0 +1,104 @@
+"""What was measured, as a table and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from kagzi.bench.measure import Figure, Limit
+from kagzi.bench.suites import SUITES
+
+Results = Mapping[str, list[Figure]]
+
+
+def number(value: float) -> str:
+    """Three digits that count, without an exponent."""
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
+    return f"{value:.{digits}f}"
+
+
+def table_of(name: str, figures: list[Figure]) -> Table:
+    """One benchmark: median, quartiles, and what was asked."""
+    table = Table(
+        title=f"[bold]{name}[/]  {SUITES[name].title}", title_justify="left", title_style=""
+    )
+    table.add_column("", min_width=24)
+    for heading in ("steps", "median", "quartiles"):
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    table.add_column("threshold")
+    table.add_column("goal")
+    for figure in figures:
+        low, high = figure.quartiles
+        table.add_row(
+            figure.name,
+            "" if figure.size is None else f"{figure.size:,}",
+            number(figure.median),
+            f"{number(low)} to {number(high)}" if len(figure.samples) > 1 else "",
+            figure.unit,
+            _verdict(figure.threshold, figure.median, "ok", "missed", "bold red"),
+            _verdict(figure.goal, figure.median, "reached", "not reached", "yellow"),
+        )
+    return table
+
+
+def _verdict(limit: Limit | None, value: float, good: str, bad: str, style: str) -> Text:
+    if limit is None:
+        return Text()
+    holds = limit.holds(value)
+    return Text.assemble(f"{limit}  ", (good, "green") if holds else (bad, style))
+
+
+def print_surroundings(console: Console, surroundings: Mapping[str, Any]) -> None:
+    server = surroundings["postgres"]
+    console.print(
+        f"kagzi {surroundings['kagzi']}, {surroundings['python']}, {surroundings['cores']} cores "
+        f"(load {surroundings['load']:.1f}), PostgreSQL {server['server_version']}, "
+        f"fsync {server['fsync']}, synchronous_commit {server['synchronous_commit']}",
+        highlight=False,
+    )
+
+
+def print_verdict(console: Console, results: Results) -> None:
+    missed = missed_of(results)
+    asked = sum(figure.threshold is not None for figures in results.values() for figure in figures)
+    if missed:
+        console.print(f"[bold red]{len(missed)} of {asked} thresholds missed:[/]", *missed)
+    elif asked:
+        console.print(f"[green]All {asked} thresholds of the specification are kept.[/]")
+
+
+def missed_of(results: Results) -> list[str]:
+    """Names of the figures that miss the specification's thresholds."""
+    return [
+        f"{name}: {figure.name}" + ("" if figure.size is None else f" ({figure.size} steps)")
+        for name, figures in results.items()
+        for figure in figures
+        if not figure.ok
+    ]
+
+
+def as_json(surroundings: Mapping[str, Any], results: Results, quick: bool) -> bytes:
+    """All figures with their samples."""
+    return orjson.dumps(
+        {
+            "surroundings": surroundings,
+            "quick": quick,
+            "ok": not missed_of(results),
+            "benchmarks": {
+                name: {
+                    "title": SUITES[name].title,
+                    "figures": [figure.as_dict() for figure in figures],
+                }
+                for name, figures in results.items()
+            },
+        },
+        option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE,
+    )

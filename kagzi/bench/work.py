@@ -1,0 +1,128 @@
+"""The steps and workflows that are timed. Importable, so that pool processes run the bodies.
+
+A workflow gives the seconds of its body alone: without start, claim and completion.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from uuid import UUID
+
+import kagzi
+from kagzi import Context
+
+passes: defaultdict[UUID, list[float]] = defaultdict(list)
+"""Seconds of the body each time that a run was driven; its worker must be in this process."""
+
+observers: list[Callable[[], None]] = []
+"""Called before and after each group of `observed_groups`."""
+
+
+class DriveAgain(Exception):
+    """Ends a run as failed, so that a retry drives it again over its checkpoints."""
+
+
+@kagzi.step
+async def nothing(index: int) -> int:
+    return index
+
+
+@kagzi.step
+async def pause(seconds: float) -> None:
+    await asyncio.sleep(seconds)
+
+
+@kagzi.step(memo="global")
+async def remembered(key: str, index: int) -> int:
+    return index
+
+
+@kagzi.step(cpu=True)
+def compute(cpu_s: float) -> float:
+    return burn(cpu_s)
+
+
+def burn(cpu_s: float) -> float:
+    """Keep one core busy for so many seconds of its time, however many others want it."""
+    until = time.thread_time() + cpu_s
+    while time.thread_time() < until:
+        sum(range(1000))
+    return cpu_s
+
+
+@kagzi.workflow
+async def one_after_the_other(ctx: Context, size: int, seconds: float) -> float:
+    began = time.perf_counter()
+    for _ in range(size):
+        await ctx.step(pause, seconds)
+    return time.perf_counter() - began
+
+
+@kagzi.workflow
+async def together(ctx: Context, size: int, seconds: float) -> float:
+    began = time.perf_counter()
+    await ctx.parallel_vec("together", [pause.bind(seconds) for _ in range(size)])
+    return time.perf_counter() - began
+
+
+@kagzi.workflow
+async def nothings_in_sequence(ctx: Context, size: int) -> float:
+    began = time.perf_counter()
+    for index in range(size):
+        await ctx.step(nothing, index)
+    return time.perf_counter() - began
+
+
+@kagzi.workflow
+async def nothings(ctx: Context, size: int) -> float:
+    began = time.perf_counter()
+    await ctx.parallel_vec("nothings", [nothing.bind(index) for index in range(size)])
+    return time.perf_counter() - began
+
+
+@kagzi.workflow
+async def observed_groups(ctx: Context, count: int, size: int) -> None:
+    for _ in range(count):
+        calls = [nothing.bind(index) for index in range(size)]
+        for observe in observers:
+            observe()
+        await ctx.parallel_vec("observed", calls)
+        for observe in observers:
+            observe()
+
+
+@kagzi.workflow
+async def remembered_together(ctx: Context, key: str, size: int) -> float:
+    began = time.perf_counter()
+    await ctx.parallel_vec("memos", [remembered.bind(key, index) for index in range(size)])
+    return time.perf_counter() - began
+
+
+@kagzi.workflow
+async def driven_again(ctx: Context, size: int, seconds: float, in_group: bool) -> None:
+    began = time.perf_counter()
+    if in_group:
+        await ctx.parallel_vec("group", [pause.bind(seconds) for _ in range(size)])
+    else:
+        for _ in range(size):
+            await ctx.step(pause, seconds)
+    passes[ctx.run_id].append(time.perf_counter() - began)
+    raise DriveAgain
+
+
+@kagzi.workflow
+async def raced(ctx: Context, size: int, winner_s: float, loser_s: float) -> float:
+    began = time.perf_counter()
+    calls = [pause.bind(loser_s) for _ in range(size - 1)]
+    await ctx.race("race", [*calls, pause.bind(winner_s)])
+    return time.perf_counter() - began
+
+
+@kagzi.workflow
+async def computed(ctx: Context, size: int, cpu_s: float) -> float:
+    began = time.perf_counter()
+    await ctx.parallel_vec("cpu", [compute.bind(cpu_s) for _ in range(size)])
+    return time.perf_counter() - began
