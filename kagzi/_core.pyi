@@ -10,11 +10,17 @@ from typing import Any, Final, final
 SOURCE_HASH: Final[str]
 """blake2b-16 hex digest of the `_core.pyx` that was compiled; compared at import in a checkout."""
 
-# Lanes: the kinds of room that a place has. A step waits only for room in its own lane.
+# Lanes: the kinds of room that a place has. A step waits only for room in its own lane, so lanes
+# also say which places may run it: pool processes have room in the first three, the coordinator in
+# the OWN lanes, and a process for a step that is suspected of a crash in the last.
 LANE_ASYNC: Final = 0  # an async body: shares the event loop of its place
 LANE_THREAD: Final = 1  # a sync body: takes a thread
 LANE_CPU: Final = 2  # a body declared cpu=True: one at a time in its place
-LANES: Final = 3
+LANE_OWN_ASYNC: Final = 3
+LANE_OWN_THREAD: Final = 4
+LANE_OWN_CPU: Final = 5
+LANE_ALONE: Final = 6
+LANES: Final = 7
 
 # Where a step stands in its scheduler.
 NEW: Final = 0
@@ -43,13 +49,14 @@ class Place:
     """Where bodies run, as the scheduler sees it: room per lane, in steps.
 
     Args:
-        room: How many begun steps of each lane it may hold, `LANES` numbers >= 0.
+        room: How many begun steps of each lane it may hold, up to `LANES` numbers >= 0; lanes left
+            out have none.
 
     While it holds steps of a scheduler, it belongs to that scheduler: `take` elsewhere is refused.
     """
 
     def __init__(self, room: Sequence[int], name: object = None) -> None: ...
-    name: object
+    name: Any
     open: bool  # False: `take` gives it no new step, resumed ones still
     def held(self, lane: int) -> int: ...
     def room(self, lane: int) -> int: ...
@@ -159,7 +166,7 @@ class Scheduler:
 
         First every RESUMING step of this place whose lane has room and whose function gate has a
         permit, in order of `resume` (these do not count against `most`); then, if the place is
-        open, new ones lane by lane (LANE_CPU, LANE_THREAD, LANE_ASYNC), none if `most` is below 1.
+        open, new ones lane by lane, the last lane first, none if `most` is below 1.
         All returned are BEGUN.
         A returned step that was RESUMING has been begun before: `resumed` tells them apart.
         """

@@ -88,11 +88,19 @@ cdef enum:
     ASYNC = 0
     THREAD = 1
     CPU = 2
-    LANE_COUNT = 3
+    OWN_ASYNC = 3
+    OWN_THREAD = 4
+    OWN_CPU = 5
+    ALONE = 6
+    LANE_COUNT = 7
 
 LANE_ASYNC = ASYNC
 LANE_THREAD = THREAD
 LANE_CPU = CPU
+LANE_OWN_ASYNC = OWN_ASYNC
+LANE_OWN_THREAD = OWN_THREAD
+LANE_OWN_CPU = OWN_CPU
+LANE_ALONE = ALONE
 LANES = LANE_COUNT
 
 cdef enum:
@@ -257,7 +265,7 @@ cdef class Gate:
     cdef _Heap waiting  # of a group's gate: steps without a permit
     # Of a function's gate: steps set aside per lane, steps that wait in a lane (aside or not), and
     # steps that resume, for each of which one permit is spoken for.
-    cdef _Heap aside_async, aside_thread, aside_cpu
+    cdef list asides
     cdef Py_ssize_t queued[LANE_COUNT]
     cdef int64_t resuming
 
@@ -279,10 +287,8 @@ cdef class Gate:
         if role == GROUP_ROLE:
             if self.waiting is None:
                 self.waiting = _Heap()
-        elif self.aside_cpu is None:
-            self.aside_async = _Heap()
-            self.aside_thread = _Heap()
-            self.aside_cpu = _Heap()
+        elif self.asides is None:
+            self.asides = [_Heap() for lane in range(LANE_COUNT)]
         return 0
 
     cdef void enter(self, Scheduler owner, int role) noexcept:
@@ -300,11 +306,7 @@ cdef class Gate:
         return self.limit - self.held - self.resuming
 
     cdef _Heap aside(self, int lane):
-        if lane == ASYNC:
-            return self.aside_async
-        if lane == THREAD:
-            return self.aside_thread
-        return self.aside_cpu
+        return <_Heap>self.asides[lane]
 
     cdef int set_aside(self, Step step) except -1:
         return self.aside(step.lane_).push(step, step.priority_, step.number)
@@ -323,10 +325,11 @@ cdef class Place:
     def __cinit__(self, room, name=None):
         cdef int lane
         rooms = list(room)
-        if len(rooms) != LANE_COUNT:
-            raise ValueError(f"a place has room for {LANE_COUNT} lanes, not {len(rooms)}")
+        if not 0 < len(rooms) <= LANE_COUNT:
+            raise ValueError(f"a place has room for up to {LANE_COUNT} lanes, not {len(rooms)}")
         memset(self.held_, 0, sizeof(self.held_))
-        for lane in range(LANE_COUNT):
+        memset(self.room_, 0, sizeof(self.room_))
+        for lane in range(len(rooms)):
             self.set_room(lane, rooms[lane])
         self.name = name
         self.open = True
@@ -511,7 +514,7 @@ _STATE_NAMES = ("new", "waiting", "begun", "suspended", "resuming", "ended")
 
 @cython.final
 cdef class Scheduler:
-    cdef _Heap lane_async, lane_thread, lane_cpu
+    cdef list heaps  # per lane
     cdef Py_ssize_t ready_[LANE_COUNT]
     cdef dict found  # number -> step: begun, suspended or resuming
     cdef int64_t last_number
@@ -519,18 +522,12 @@ cdef class Scheduler:
     cdef Py_ssize_t waiting_
 
     def __cinit__(self):
-        self.lane_async = _Heap()
-        self.lane_thread = _Heap()
-        self.lane_cpu = _Heap()
+        self.heaps = [_Heap() for lane in range(LANE_COUNT)]
         memset(self.ready_, 0, sizeof(self.ready_))
         self.found = {}
 
     cdef inline _Heap lane_heap(self, int lane):
-        if lane == ASYNC:
-            return self.lane_async
-        if lane == THREAD:
-            return self.lane_thread
-        return self.lane_cpu
+        return <_Heap>self.heaps[lane]
 
     # Steps in and out of line
 
@@ -701,7 +698,7 @@ cdef class Scheduler:
                 taken.append(step)
         if not place.open:
             return taken
-        for lane in range(CPU, ASYNC - 1, -1):
+        for lane in range(LANE_COUNT - 1, -1, -1):
             heap = self.lane_heap(lane)
             while most > 0 and place.has_room(lane):
                 step = heap.pop()

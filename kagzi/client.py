@@ -29,7 +29,7 @@ from kagzi.registry import registry
 from kagzi.retrying import retry_run
 from kagzi.store.connections import Connector
 from kagzi.store.embedded import EmbeddedServer, attach
-from kagzi.store.migrate import migrate
+from kagzi.store.migrate import migrate, verify
 from kagzi.store.store import Store
 from kagzi.worker import Worker
 
@@ -124,8 +124,8 @@ class Client:
         try:
             connector = Connector(dsn, self._schema)
             await connector.check_server()
-            if self._migrate:
-                await asyncio.to_thread(migrate, connector.conninfo(), self._schema)
+            prepare = migrate if self._migrate else verify
+            await asyncio.to_thread(prepare, connector.conninfo(), self._schema)
             self._store = Store(connector)
             await self._store.open()
         except BaseException:
@@ -362,11 +362,12 @@ def connect(
     Args:
         dsn: Connection string; default the environment's DATABASE_URL, else an embedded server.
         schema: Where kagzi's tables are, or will be.
-        migrate: Bring the schema up to date on entry.
+        migrate: Bring the schema up to date on entry; else only check it.
         data_folder: Of the embedded server; default one per user.
 
     Raises, on entry:
-        InvalidDsn, StoreUnavailable, StoreForbidden, ServerTooOld, SchemaTooNew, PostgresNotFound.
+        InvalidDsn, StoreUnavailable, StoreForbidden, ServerTooOld, SchemaTooNew, SchemaMissing,
+        PostgresNotFound.
     """
     return Client(dsn, schema, migrate, data_folder)
 

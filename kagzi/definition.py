@@ -36,6 +36,9 @@ T_co = TypeVar("T_co", covariant=True)
 Where = Literal["pool", "coordinator"]
 MemoScope = Literal["workflow", "global"]
 
+# A pool process imports the main script under the second name, while the first is another module.
+_MAIN = ("__main__", "__mp_main__")
+
 
 class CallOptions:
     """What one call may set for itself; None leaves it to the step or the group."""
@@ -261,8 +264,8 @@ def wants_context(function: Callable[..., Any]) -> bool:
 def full_name(function: Callable[..., Any]) -> str:
     """`module.qualname`, with a script's file name (or `-m` name) for `__main__`."""
     module = getattr(function, "__module__", None) or "unknown"
-    if module in ("__main__", "__mp_main__"):
-        module = _main_name()
+    if module in _MAIN:
+        module = _main_name(module)
     name = getattr(function, "__qualname__", None) or short_name_of(function)
     return re.sub(r"[/#\s]", "_", f"{module}.{name}")[-MAX_NAME_BYTES:]
 
@@ -273,16 +276,16 @@ def reference_of(function: Callable[..., Any]) -> str | None:
     qualname = getattr(function, "__qualname__", None)
     if not module or not qualname or "<" in qualname:
         return None
-    if module in ("__main__", "__mp_main__"):
-        path = getattr(sys.modules.get("__main__"), "__file__", None)
+    if module in _MAIN:
+        path = getattr(sys.modules.get(module), "__file__", None)
         if path is None or not Path(path).exists():
             return None
         module = "__main__"
     return f"{module}:{qualname}"
 
 
-def _main_name() -> str:
-    main = sys.modules.get("__main__")
+def _main_name(module: str) -> str:
+    main = sys.modules.get(module)
     spec = getattr(main, "__spec__", None)
     if spec is not None:
         return str(spec.name.removesuffix(".__main__"))

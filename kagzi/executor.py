@@ -1,7 +1,7 @@
-"""Starts steps where there is room for them, and takes in their answers.
+"""Starts steps where there is room for them.
 
-A worker has one executor for its pool processes and one for its own process. Each joins the core's
-scheduler, which knows order, limits and room, to links, which know how to start a body.
+Joins the core's scheduler, which knows order, limits and room, to the links, which know how to
+start a body: the worker's own process, and its pool processes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from kagzi._core import (
     LANE_ASYNC,
     LANE_CPU,
     LANE_THREAD,
-    LANES,
     RESUMING,
     SUSPENDED,
     WAITING,
@@ -24,9 +23,12 @@ from kagzi._core import (
     Step,
 )
 
+POOL_LANES = (LANE_ASYNC, LANE_THREAD, LANE_CPU)
+NO_LIMIT = 1 << 31
+
 
 class Link(Protocol):
-    """A place and the way to it."""
+    """A place and the way to it; the place's name is the link."""
 
     place: Place
 
@@ -43,7 +45,8 @@ class Executor:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self.scheduler = Scheduler()
-        self._links: list[Link] = []
+        self._processes: list[Link] = []
+        self._own: list[Link] = []
         self._first = 0
         self._called = False
         self._resumed: dict[int, list[Callable[[], None]]] = {}
@@ -52,15 +55,14 @@ class Executor:
     # --- links ------------------------------------------------------------------------------
 
     def add_link(self, link: Link) -> None:
-        self._links.append(link)
+        """Start feeding a place. Pool processes share their work, other places have their own."""
+        links = self._processes if link.place.room(LANE_ASYNC) else self._own
+        links.append(link)
         self.wake()
 
     def remove_link(self, link: Link) -> None:
-        self._links.remove(link)
-
-    @property
-    def links(self) -> list[Link]:
-        return self._links
+        links = self._processes if link in self._processes else self._own
+        links.remove(link)
 
     # --- steps ------------------------------------------------------------------------------
 
@@ -74,10 +76,8 @@ class Executor:
             self._tell_ended(step)
             return
         if step.state in (BEGUN, SUSPENDED, RESUMING):
-            for link in self._links:
-                if link.place is step.place:
-                    link.cancel(step)
-                    return
+            assert step.place is not None, "a step that has begun has a place"
+            step.place.name.cancel(step)
 
     def finish(self, step: Step) -> None:
         """A step's body has ended; its permits are free."""
@@ -131,28 +131,32 @@ class Executor:
 
     def _feed(self) -> None:
         self._called = False
-        scheduler = self.scheduler
-        links = self._links
-        count = len(links)
+        for link in self._own:
+            self._begin(link, NO_LIMIT)
+        processes = self._processes
+        count = len(processes)
         if not count:
             return
+        ready = sum(self.scheduler.ready(lane) for lane in POOL_LANES)
         self._first = (self._first + 1) % count
-        ready = sum(scheduler.ready(lane) for lane in range(LANES))
-        order = sorted(
-            (links[(self._first + offset) % count] for offset in range(count)),
-            key=lambda link: _held(link.place),
-        )
+        order = processes[self._first :] + processes[: self._first]
+        if count > 1:
+            order.sort(key=_held)
         for place, link in enumerate(order):
-            share = -(-ready // (count - place))
-            begun = scheduler.take(link.place, share)
-            if not begun:
-                continue
-            new = begun
-            if self._resumed:
-                new = [step for step in begun if not self._resume(step)]
-            if new:
-                ready -= len(new)
-                link.start(new)
+            # An equal share for each process that is left, the idlest first.
+            ready -= self._begin(link, -(-ready // (count - place)))
+
+    def _begin(self, link: Link, most: int) -> int:
+        """Begin what fits; how many steps were new."""
+        begun = self.scheduler.take(link.place, most)
+        if not begun:
+            return 0
+        new = begun
+        if self._resumed:
+            new = [step for step in begun if not self._resume(step)]
+        if new:
+            link.start(new)
+        return len(new)
 
     def _resume(self, step: Step) -> bool:
         delivers = self._resumed.pop(step.number, None)
@@ -163,5 +167,6 @@ class Executor:
         return True
 
 
-def _held(place: Place) -> int:
-    return place.held(LANE_ASYNC) + place.held(LANE_THREAD) + place.held(LANE_CPU)
+def _held(link: Link) -> int:
+    place = link.place
+    return sum(place.held(lane) for lane in POOL_LANES)

@@ -9,14 +9,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from kagzi._core import LANE_ASYNC, LANE_CPU, LANE_THREAD, Place, Step
+from kagzi._core import LANE_OWN_ASYNC, LANE_OWN_CPU, LANE_OWN_THREAD, Place, Step
 from kagzi.errors import StepTimeout
 from kagzi.failures import describe_exception
 from kagzi.host import current
 from kagzi.model import StepInfo
 
-ASYNC_ROOM = 10_000
 THREADS = 32
+ROOM = {LANE_OWN_ASYNC: 10_000, LANE_OWN_THREAD: THREADS, LANE_OWN_CPU: 1}
 
 
 class LocalPlace:
@@ -38,7 +38,7 @@ class LocalPlace:
         ended: Callable[[Step], None],
     ) -> None:
         self._loop = loop
-        self.place = Place((ASYNC_ROOM, THREADS, 1), "coordinator")
+        self.place = Place((0, 0, 0, *(ROOM[lane] for lane in sorted(ROOM))), self)
         self._prepare = prepare
         self._context_for = context_for
         self._returned = returned
@@ -128,5 +128,4 @@ class LocalPlace:
         self.place.set_room(lane, max(0, self.place.room(lane) - 1))
 
     def _take_thread_back(self, lane: int) -> None:
-        most = {LANE_ASYNC: ASYNC_ROOM, LANE_THREAD: THREADS, LANE_CPU: 1}[lane]
-        self.place.set_room(lane, min(most, self.place.room(lane) + 1))
+        self.place.set_room(lane, min(ROOM[lane], self.place.room(lane) + 1))

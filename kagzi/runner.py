@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any, Protocol
 from uuid import UUID
 
-from kagzi._core import RESUMING, SUSPENDED, Gate, Step
+from kagzi._core import LANE_OWN_ASYNC, RESUMING, SUSPENDED, Gate, Step
 from kagzi.attempts import number_attempt
 from kagzi.clock import StoreClock
 from kagzi.context import Context
@@ -47,12 +47,12 @@ class Surroundings(Protocol):
     worker_id: UUID
     writer: CheckpointWriter
     clock: StoreClock
+    executor: Executor
+    processes: int
 
     def function_gate(self, definition: Definition, choices: CallOptions | None) -> Gate | None: ...
 
     def begin(self, steps: list[Step]) -> None: ...
-
-    def executor_of(self, step: Step) -> Executor: ...
 
     def run_left(self, run: LiveRun, status: RunStatus) -> None: ...
 
@@ -313,6 +313,11 @@ class LiveRun:
     def set_timer(self, delay_s: float, callback: Callable[[], None]) -> Timer:
         return self.timers.set(delay_s, callback)
 
+    def lane_of(self, definition: Definition) -> int:
+        if definition.in_pool and self.worker.processes:
+            return definition.lane
+        return definition.lane + LANE_OWN_ASYNC
+
     def submit(self, steps: list[Step]) -> None:
         if self.attempts:
             due = []
@@ -330,7 +335,7 @@ class LiveRun:
             timer = self._retries.pop(step.id, None)
             if timer is not None:
                 timer.cancel()
-            self.worker.executor_of(step).withdraw(step)
+            self.worker.executor.withdraw(step)
 
     def store_now(self) -> datetime:
         return self.worker.clock.now()
@@ -385,7 +390,7 @@ class LiveRun:
         count = self._waits.get(owner.id, 0)
         self._waits[owner.id] = count + 1
         if count == 0:
-            self.worker.executor_of(owner).suspend(owner)
+            self.worker.executor.suspend(owner)
 
     def hand_over(self, work: Work, deliver: Callable[[], None]) -> None:
         if work.waiting:
@@ -403,9 +408,8 @@ class LiveRun:
                 deliver()
             return
         self._waits.pop(owner.id, None)
-        executor = self.worker.executor_of(owner)
         if owner.state in (SUSPENDED, RESUMING):
-            executor.resume(owner, deliver if deliver is not None else _nothing)
+            self.worker.executor.resume(owner, deliver if deliver is not None else _nothing)
         elif deliver is not None:
             deliver()
 
@@ -434,7 +438,7 @@ class LiveRun:
         endings = []
         for work in inner:
             for begun in work.steps():
-                endings.append(self.worker.executor_of(begun).ending(begun))
+                endings.append(self.worker.executor.ending(begun))
             work.waiting = False
             work.withdraw()
         self._waits.pop(step.id, None)

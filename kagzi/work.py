@@ -39,6 +39,9 @@ class Home(Protocol):
     def next_number(self) -> int:
         """Number of the next event of the run: a call, or a completion."""
 
+    def lane_of(self, definition: Definition) -> int:
+        """The scheduler's lane for a step: in the pool, or in the worker's own process."""
+
     def submit(self, steps: list[Step]) -> None:
         """Let steps begin."""
 
@@ -179,7 +182,7 @@ class Work:
             definition.name,
             payload,
             digest,
-            definition.lane,
+            home.lane_of(definition),
             priority,
             gate,
             None,

@@ -25,7 +25,6 @@ from kagzi.listener import done_channel
 from kagzi.local import LocalPlace
 from kagzi.loop_watch import LoopWatch
 from kagzi.model import RunStatus, check_count, check_duration_s
-from kagzi.pool.link import PoolLink
 from kagzi.pool.pool import Pool
 from kagzi.registry import registry
 from kagzi.remote import make_context
@@ -111,16 +110,15 @@ class Worker:
             self._lose,
         )
         self.answers = Answers(self)
-        self.local = Executor(self.loop)
+        self.executor = Executor(self.loop)
         self._local_place = LocalPlace(
             self.loop,
             lambda task, step: assign_scope(task, step.run.body_scope(step)),
             lambda step: Context(step.run),
             self.answers.returned,
             self._local_failed,
-            self.local.finish,
+            self.executor.finish,
         )
-        self.pool_executor = Executor(self.loop)
         self.pool: Pool | None = None
         self._watch = LoopWatch(self.loop)
         self._heartbeat = Heartbeat(
@@ -142,12 +140,11 @@ class Worker:
             StoreUnavailable: No connection.
         """
         install_factory(self.loop)
-        self.local.add_link(self._local_place)
+        self.executor.add_link(self._local_place)
         if self.processes:
             self.pool = Pool(
                 self.processes,
-                self.pool_executor,
-                lambda: Executor(self.loop),
+                self.executor,
                 self.answers,
                 make_context,
                 self._modules,
@@ -180,15 +177,20 @@ class Worker:
         ]
         logger.info("worker %s started with %d pool processes", self.worker_id, self.processes)
 
+    async def drain(self, within_s: float) -> None:
+        """Stop claiming; wait up to `within_s` until every run that is held has left."""
+        self._draining = True
+        try:
+            async with asyncio.timeout(within_s):
+                await self._until_idle()
+        except TimeoutError:
+            pass
+
     async def close(self, drain_s: float = 0.0) -> None:
         """Stop claiming, wait for the runs held up to `drain_s`, give the others back, and end."""
         self._draining = True
         if drain_s > 0 and self.runs and self.lost is None:
-            try:
-                async with asyncio.timeout(drain_s):
-                    await self._until_idle()
-            except TimeoutError:
-                pass
+            await self.drain(drain_s)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -319,17 +321,6 @@ class Worker:
 
     # --- steps ------------------------------------------------------------------------------
 
-    def executor_of(self, step: Step) -> Executor:
-        """Where a step runs. Suspects of a crash have an executor of their own for a while."""
-        place = step.place
-        if place is not None and isinstance(place.name, PoolLink):
-            executor = place.name.executor
-            assert isinstance(executor, Executor), "this worker makes the pool's executors"
-            return executor
-        if self.pool is None or step.definition is None or not step.definition.in_pool:
-            return self.local
-        return self.pool_executor
-
     def begin(self, steps: list[Step]) -> None:
         """Let steps begin, where they belong. Steps with memos are looked up first."""
         if not steps:
@@ -338,18 +329,7 @@ class Worker:
         if memo:
             self._look_up_memos(memo)
             steps = [step for step in steps if step.definition.memo is None]
-        self._submit(steps)
-
-    def _submit(self, steps: list[Step]) -> None:
-        if self.pool is None:
-            self.local.submit(steps)
-            return
-        local = [step for step in steps if not step.definition.in_pool]
-        if local:
-            self.local.submit(local)
-            steps = [step for step in steps if step.definition.in_pool]
-        if steps:
-            self.pool_executor.submit(steps)
+        self.executor.submit(steps)
 
     def function_gate(self, definition: Definition, choices: CallOptions | None) -> Gate | None:
         limit = definition.limit
@@ -388,7 +368,7 @@ class Worker:
                 for step, key in zip(steps, keys, strict=True):
                     if key in found:
                         self.answers.answered_by_memo(step, found[key])
-                self._submit(
+                self.executor.submit(
                     [
                         step
                         for step, key in zip(steps, keys, strict=True)

@@ -13,7 +13,8 @@ SOURCE = Path(__file__).parents[1] / "kagzi" / "_core.pyx"
 SOURCE_HASH = blake2b(SOURCE.read_bytes(), digest_size=16).hexdigest()
 
 LANE_ASYNC, LANE_THREAD, LANE_CPU = range(3)
-LANES = 3
+LANE_OWN_ASYNC, LANE_OWN_THREAD, LANE_OWN_CPU, LANE_ALONE = range(3, 7)
+LANES = 7
 NEW, WAITING, BEGUN, SUSPENDED, RESUMING, ENDED = range(6)
 
 INPUT_STORED_BYTES = 8192
@@ -48,8 +49,8 @@ class Gate:
 
 class Place:
     def __init__(self, room, name=None):
-        check(len(room) == LANES and min(room) >= 0, "room")
-        self._room = list(room)
+        check(0 < len(room) <= LANES and min(room) >= 0, "room")
+        self._room = [*room, *[0] * (LANES - len(room))]
         self.name = name
         self.open = True
         self.steps = []  # begun here, not ended
@@ -190,7 +191,7 @@ class Scheduler:
                 self._begin(step, place)
                 step.was_resumed = True
                 taken.append(step)
-        for lane in (LANE_CPU, LANE_THREAD, LANE_ASYNC):
+        for lane in reversed(range(LANES)):
             while place.open and most > 0 and place.has_room(lane) and self._ready(lane):
                 step = self._ready(lane)[0]
                 self._begin(step, place)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import ExitStack
-from typing import BinaryIO
+from pathlib import Path
+from typing import NoReturn
 
 import click
+import psycopg
 import uvloop
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from kagzi.bench.measure import Figure, cores, surroundings
 from kagzi.bench.report import (
@@ -24,6 +26,7 @@ from kagzi.bench.session import Bench, own_schema
 from kagzi.bench.suites import SUITES, Suite
 from kagzi.errors import KagziError
 from kagzi.store import embedded
+from kagzi.store.connections import redact
 
 
 @click.command(
@@ -34,7 +37,12 @@ from kagzi.store import embedded
 )
 @click.argument("names", nargs=-1)
 @click.option("--quick", is_flag=True, help="Fewer rounds.")
-@click.option("--json", "json_file", type=click.File("wb", lazy=False), help="Write all figures.")
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    help="Write all figures to this file.",
+)
 @click.option("--list", "only_list", is_flag=True, help="Name the benchmarks and stop.")
 @click.option("--dsn", help="Database; default DATABASE_URL, else the embedded server.")
 @click.option(
@@ -44,18 +52,22 @@ from kagzi.store import embedded
 def main(
     names: tuple[str, ...],
     quick: bool,
-    json_file: BinaryIO | None,
+    json_file: Path | None,
     only_list: bool,
     dsn: str | None,
     processes: int | None,
     slack: float,
 ) -> None:
     console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, 100)
     if only_list:
         for suite in SUITES.values():
             console.print(f"{suite.name:<24}{suite.title}", highlight=False)
         return
     chosen = select(names)
+    if json_file is not None and not os.access(json_file.absolute().parent, os.W_OK):
+        raise click.BadParameter(f"no file can be made at {str(json_file)!r}", param_hint="--json")
     results: dict[str, list[Figure]] = {}
     try:
         with ExitStack() as stack:
@@ -69,20 +81,30 @@ def main(
                 results[suite.name] = measure(suite, dsn, processes or cores(), quick, slack)
                 console.print(table_of(suite.name, results[suite.name]))
     except KagziError as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(2)
+        _give_up(str(error), 2)
+    except psycopg.Error as error:
+        _give_up(f"the database: {redact(str(error))}", 2)
+    except KeyboardInterrupt:
+        _give_up("interrupted; what was made in the database is removed", 130)
     print_verdict(console, results)
     if json_file is not None:
-        json_file.write(as_json(around, results, quick))
+        json_file.write_bytes(as_json(around, results, quick))
     if missed_of(results):
         sys.exit(1)
+
+
+def _give_up(message: str, code: int) -> NoReturn:
+    click.echo(f"Error: {message}", err=True)
+    sys.exit(code)
 
 
 def select(names: tuple[str, ...]) -> list[Suite]:
     """Benchmarks in their own order. Raises `click.BadParameter` for a name of none of them."""
     for name in names:
         if not any(known.startswith(name) for known in SUITES):
-            raise click.BadParameter(f"{name!r} is none of: {', '.join(SUITES)}", param_hint="NAMES")
+            raise click.BadParameter(
+                f"{name!r} is none of: {', '.join(SUITES)}", param_hint="NAMES"
+            )
     return [
         suite
         for suite in SUITES.values()
@@ -91,21 +113,22 @@ def select(names: tuple[str, ...]) -> list[Suite]:
 
 
 def measure(suite: Suite, dsn: str, processes: int, quick: bool, slack: float) -> list[Figure]:
-    """Run one benchmark, with a bar that shows its rounds."""
+    """Run one benchmark; on a terminal, a bar shows its rounds."""
+    console = Console(stderr=True)
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.fields[rounds]}"),
         TimeElapsedColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
+        disable=not console.is_terminal,
     )
     with progress:
-        shown: TaskID = progress.add_task(suite.name, total=None, rounds="")
+        shown = progress.add_task(suite.name, total=None, rounds="")
 
         def advance(done: int, rounds: int) -> None:
             progress.update(shown, completed=done, total=rounds, rounds=f"{done} of {rounds}")
 
-        bench = Bench(dsn, processes, quick, advance)
-        figures = uvloop.run(suite.measure(bench))  # type: ignore[arg-type]
+        figures = uvloop.run(suite.measure(Bench(dsn, processes, quick, advance)))
     return [figure.slackened(slack) for figure in figures]

@@ -1,4 +1,4 @@
-"""The same work by plain scripts: nothing is recalled, retried or fenced. What is left is the floor.
+"""The same work by plain scripts that recall, retry and fence nothing: the floor.
 
 Each runs in a thread with an event loop of its own, since a worker's loop has a task factory.
 """

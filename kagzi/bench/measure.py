@@ -6,7 +6,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -29,7 +29,7 @@ class Limit:
         return replace(self, value=self.value * factor if self.below else self.value / factor)
 
     def __str__(self) -> str:
-        return f"{'<' if self.below else '≥'} {self.value:g}"
+        return f"{'<' if self.below else '≥'} {self.value:,g}"
 
 
 def below(value: float) -> Limit:
@@ -172,13 +172,6 @@ class ServerCounters:
         until = time.monotonic() + most_s
         while self.backends() & set(backends) and time.monotonic() < until:
             time.sleep(0.02)
-
-
-def timed(function: Callable[[], object]) -> float:
-    """Seconds that a call takes."""
-    began = time.perf_counter()
-    function()
-    return time.perf_counter() - began
 
 
 def cores() -> int:

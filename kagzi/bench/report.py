@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import orjson
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -26,25 +27,32 @@ def number(value: float) -> str:
 
 def table_of(name: str, figures: list[Figure]) -> Table:
     """One benchmark: median, quartiles, and what was asked."""
+    suite = SUITES[name]
     table = Table(
-        title=f"[bold]{name}[/]  {SUITES[name].title}", title_justify="left", title_style=""
+        title=f"[bold]{name}[/]  {suite.title}",
+        caption=suite.note or None,
+        title_justify="left",
+        caption_justify="left",
+        title_style="",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
-    table.add_column("", min_width=24)
-    for heading in ("steps", "median", "quartiles"):
-        table.add_column(heading, justify="right")
     table.add_column("")
-    table.add_column("threshold")
-    table.add_column("goal")
-    for figure in figures:
+    for heading in ("steps", "median"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for heading in ("", "quartiles", "threshold", "goal"):
+        table.add_column(heading, no_wrap=True)
+    for place, figure in enumerate(figures):
         low, high = figure.quartiles
         table.add_row(
             figure.name,
             "" if figure.size is None else f"{figure.size:,}",
             number(figure.median),
-            f"{number(low)} to {number(high)}" if len(figure.samples) > 1 else "",
             figure.unit,
+            f"{number(low)} to {number(high)}" if len(figure.samples) > 1 else "",
             _verdict(figure.threshold, figure.median, "ok", "missed", "bold red"),
-            _verdict(figure.goal, figure.median, "reached", "not reached", "yellow"),
+            _verdict(figure.goal, figure.median, "reached", "not yet", "yellow"),
+            end_section=place + 1 < len(figures) and figures[place + 1].size != figure.size,
         )
     return table
 
@@ -53,7 +61,7 @@ def _verdict(limit: Limit | None, value: float, good: str, bad: str, style: str)
     if limit is None:
         return Text()
     holds = limit.holds(value)
-    return Text.assemble(f"{limit}  ", (good, "green") if holds else (bad, style))
+    return Text.assemble(f"{limit} ", (good, "green") if holds else (bad, style))
 
 
 def print_surroundings(console: Console, surroundings: Mapping[str, Any]) -> None:

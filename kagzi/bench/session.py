@@ -12,7 +12,6 @@ from psycopg import sql
 import kagzi
 from kagzi.bench import work
 from kagzi.errors import RunFailed, StoreError
-from kagzi.registry import Workflow
 from kagzi.store.connections import Connector
 from kagzi.worker import Worker
 
@@ -29,7 +28,7 @@ class Session:
         self.client = client
         self.worker = worker
 
-    async def run(self, workflow: Workflow[..., T], *args: Any) -> T:
+    async def run(self, workflow: kagzi.Workflow[..., T], *args: Any) -> T:
         """Start a run and wait for its result."""
         handle = await self.client.start(workflow, *args)
         return await handle.result(timeout=TIMEOUT_S)

@@ -6,9 +6,11 @@ that others use, they hold where times do not.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 from uuid import uuid4
 
 from kagzi.bench import work
@@ -16,7 +18,7 @@ from kagzi.bench.floor import PlainProcesses, PlainScript
 from kagzi.bench.measure import Figure, Samples, ServerCounters, at_least, below, cores
 from kagzi.bench.session import Bench
 
-Measure = Callable[[Bench], Awaitable[list[Figure]]]
+Measure = Callable[[Bench], Coroutine[Any, Any, list[Figure]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,19 +29,21 @@ class Suite:
         name: What it is selected by.
         title: What it shows, in a line.
         measure: Does it.
+        note: What a reader of the figures must know.
     """
 
     name: str
     title: str
     measure: Measure
+    note: str = ""
 
 
 SUITES: dict[str, Suite] = {}
 
 
-def suite(name: str, title: str) -> Callable[[Measure], Measure]:
+def suite(name: str, title: str, note: str = "") -> Callable[[Measure], Measure]:
     def add(measure: Measure) -> Measure:
-        SUITES[name] = Suite(name, title, measure)
+        SUITES[name] = Suite(name, title, measure, note)
         return measure
 
     return add
@@ -88,13 +92,13 @@ async def memoisation(bench: Bench) -> list[Figure]:
         goal = below(20) if size == 100 else None
         per_step = 1e6 / size
         figures += [
-            Figure("first run", size, "µs/step", first.of(size, per_step)),
-            Figure("cached run", size, "µs/step", again.of(size, per_step), below(5000), goal),
-            Figure("cached group", size, "µs/step", grouped.of(size, per_step), below(5000)),
+            Figure("first", size, "µs/step", first.of(size, per_step)),
+            Figure("cached", size, "µs/step", again.of(size, per_step), below(5000), goal),
+            Figure("cached, as a group", size, "µs/step", grouped.of(size, per_step), below(5000)),
             Figure("first over cached", size, "x", first.over(again, size), at_least(10)),
-            Figure("memos, first run", size, "µs/step", memo_first.of(size, per_step)),
+            Figure("memos, first", size, "µs/step", memo_first.of(size, per_step)),
             Figure(
-                "memos, other run", size, "µs/step", memo_again.of(size, per_step), below(5000)
+                "memos, another run", size, "µs/step", memo_again.of(size, per_step), below(5000)
             ),
         ]
     return figures
@@ -147,7 +151,7 @@ async def coordination(bench: Bench) -> list[Figure]:
         for size in sizes
     ]
     # Linear: a step of a large group costs no more than one of a small group, half more at most.
-    for small, large in zip(sizes, sizes[1:], strict=False):
+    for small, large in pairwise(sizes):
         pairs = zip(groups.of(small, 1 / small), groups.of(large, 1 / large), strict=True)
         growth = [per_large / per_small for per_small, per_large in pairs]
         figures.append(Figure(f"a step, over one of {small}", large, "x", growth, below(1.5)))
@@ -184,6 +188,7 @@ async def cpu(bench: Bench) -> list[Figure]:
     return [
         Figure("steps", size, "x ideal", steps.of(size, 1 / ideal_s), goal=below(1.25)),
         Figure("ProcessPoolExecutor", size, "x ideal", plain.of(size, 1 / ideal_s)),
+        Figure("over the executor", size, "x", steps.over(plain, size), goal=below(1.1)),
     ]
 
 
@@ -210,18 +215,25 @@ async def floor(bench: Bench) -> list[Figure]:
     return figures
 
 
-@suite("counts", "What one group costs the server, from its own counters and the writer's")
+@suite(
+    "counts",
+    "What a group costs the server",
+    "Write transactions: pg_current_snapshot. WAL: pg_current_wal_insert_lsn. Commits, reading "
+    "ones too: pg_stat_database. Batches, statements: the checkpoint writer's own counters.",
+)
 async def counts(bench: Bench) -> list[Figure]:
     figures = []
     with closing(ServerCounters(bench.conninfo)) as counters:
         for size in (10, 100, 1000):
             figures += await _counts_of_groups(bench, counters, size)
         # A backend reports its commits late, but surely at its end: so whole sessions are compared.
-        count, size = 20, 100
-        without = await _commits_of_session(bench, counters, 0, size)
-        commits = await _commits_of_session(bench, counters, count, size) - without
-        figures.append(Figure("commits (pg_stat_database)", size, "per group", [commits / count]))
-    return figures
+        count, size = 50, 100
+        commits = []
+        for _ in bench.rounds(full=5, quick=1):
+            without = await _commits_of_session(bench, counters, 0, size)
+            with_groups = await _commits_of_session(bench, counters, count, size)
+            commits.append((with_groups - without) / count)
+    return [*figures, Figure("commits", size, "", commits)]
 
 
 async def _counts_of_groups(bench: Bench, counters: ServerCounters, size: int) -> list[Figure]:
@@ -244,16 +256,14 @@ async def _counts_of_groups(bench: Bench, counters: ServerCounters, size: int) -
     ]
     transactions, wal_bytes, batches, statements = zip(*spent, strict=True)
     return [
-        Figure("write transactions (pg_current_snapshot)", size, "per group", transactions),
-        Figure("WAL (pg_current_wal_insert_lsn)", size, "bytes/step", [b / size for b in wal_bytes]),
-        Figure("batches (writer)", size, "per group", batches),
-        Figure("statements (fenced connections)", size, "per group", statements),
+        Figure("write transactions", size, "", transactions),
+        Figure("WAL", size, "bytes/step", [b / size for b in wal_bytes]),
+        Figure("batches", size, "", batches),
+        Figure("statements", size, "", statements),
     ]
 
 
-async def _commits_of_session(
-    bench: Bench, counters: ServerCounters, count: int, size: int
-) -> int:
+async def _commits_of_session(bench: Bench, counters: ServerCounters, count: int, size: int) -> int:
     strangers = counters.backends()
     before = counters.commits()
     async with bench.session() as session:

@@ -11,6 +11,9 @@ from typing import Any, Protocol
 from kagzi._core import FrameReader, FrameWriter, Place, Scheduler, Step
 from kagzi.pool import wire
 
+POOL_ROOM = (wire.ASYNC_ROOM, wire.THREADS, 1)
+ALONE_ROOM = (0, 0, 0, 0, 0, 0, 1)
+
 Message = tuple[int, int, int, int, bytes, bytes]
 
 
@@ -66,11 +69,12 @@ class Keeper(Protocol):
 class PoolLink(asyncio.Protocol):
     """One pool process."""
 
-    def __init__(self, pool: Keeper, room: tuple[int, int, int], executor: Feeder) -> None:
+    def __init__(self, pool: Keeper, executor: Feeder, alone: bool) -> None:
         self._pool = pool
-        self.executor = executor
-        self._room = room
-        self.place = Place(room, self)
+        self._executor = executor
+        self.alone = alone
+        self._room = ALONE_ROOM if alone else POOL_ROOM
+        self.place = Place(self._room, self)
         self._reader = FrameReader()
         self._out = FrameWriter()
         self._functions: dict[str, int] = {}
@@ -134,12 +138,12 @@ class PoolLink(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         messages = self._reader.feed(data)
-        done, rest = self.executor.scheduler.absorb(messages, wire.DONE, self.process_id)
+        done, rest = self._executor.scheduler.absorb(messages, wire.DONE, self.process_id)
         if done:
             mine = self.steps
             for step in done:
                 mine.pop(step.number, None)
-            self.executor.finished(done)
+            self._executor.finished(done)
             self._pool.answers.completed(done)
         for message in rest:
             self._receive(message)
@@ -161,7 +165,7 @@ class PoolLink(asyncio.Protocol):
             self._pool.answers.inner(self, step, message)
             return
         del self.steps[number]
-        self.executor.finish(step)
+        self.finish(step)
         if kind == wire.FAILED or kind == wire.TIMED_OUT:
             self._pool.answers.failed(
                 step, body, head == b"1", first, first + second, self.process_id
@@ -170,8 +174,14 @@ class PoolLink(asyncio.Protocol):
                 self._pool.replace(self, "a step ran past its timeout and cannot be stopped")
         elif kind == wire.ABANDONED:
             self._change_room(first, -1)
-            if self.place.room(first) == 0:
+            if self.place.room(first) == 0 or self.alone:
                 self._pool.replace(self, "abandoned threads fill it")
+
+    def finish(self, step: Step) -> None:
+        """A body has ended here: its permits are free, and its next attempt runs with others."""
+        self._executor.finish(step)
+        if self.alone:
+            step.lane = step.definition.lane
 
     def _change_room(self, lane: int, change: int) -> None:
         room = min(self._room[lane], max(0, self.place.room(lane) + change))

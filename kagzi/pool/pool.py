@@ -14,11 +14,10 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
 from multiprocessing.reduction import DupFd
 from typing import Any
 
-from kagzi._core import Step
+from kagzi._core import LANE_ALONE, Step
 from kagzi.errors import PoolStartFailed, StepCrashed, StepTimeout
 from kagzi.failures import describe_exception
 from kagzi.pool import child, wire
@@ -47,7 +46,6 @@ class Pool:
         self,
         size: int,
         executor: Feeder,
-        new_executor: Callable[[], Feeder],
         answers: Answers,
         make_context: Any,
         modules: tuple[str, ...] = (),
@@ -55,7 +53,6 @@ class Pool:
         self.size = size
         self.answers = answers
         self.executor = executor
-        self._new_executor = new_executor
         self._make_context = make_context
         self._modules = modules
         self._loop = asyncio.get_running_loop()
@@ -75,7 +72,7 @@ class Pool:
         Raises:
             PoolStartFailed: One ended before it was ready.
         """
-        await asyncio.gather(*(self._start(self.executor) for _ in range(self.size)))
+        await asyncio.gather(*(self._start() for _ in range(self.size)))
         self._watch = self._loop.create_task(self._watch_timeouts())
 
     async def close(self) -> None:
@@ -104,9 +101,8 @@ class Pool:
 
     # --- starting ---------------------------------------------------------------------------
 
-    async def _start(self, executor: Feeder, alone: bool = False) -> PoolLink:
-        room = (1, 1, 1) if alone else (wire.ASYNC_ROOM, wire.THREADS, 1)
-        link = PoolLink(self, room, executor)
+    async def _start(self, alone: bool = False) -> PoolLink:
+        link = PoolLink(self, self.executor, alone)
         self._links.add(link)
         ours, theirs = socket.socketpair()
         descriptor, link.cells = make_cells()
@@ -134,7 +130,7 @@ class Pool:
                 "what starts kagzi"
             ) from None
         self.started += 1
-        executor.add_link(link)
+        self.executor.add_link(link)
         return link
 
     def _start_another(self) -> None:
@@ -148,7 +144,7 @@ class Pool:
         pause_s = 0.1
         while True:
             try:
-                await self._start(self.executor)
+                await self._start()
                 return
             except PoolStartFailed as error:
                 logger.error("%s; trying again in %.1f s", error, pause_s)
@@ -164,14 +160,14 @@ class Pool:
         link.leaving = True
         link.place.open = False
         logger.warning("pool process %d is replaced: %s", link.process_id, reason)
-        if link.executor is self.executor:
+        if not link.alone:
             self._start_another()
         task = self._loop.create_task(self._retire(link))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _retire(self, link: PoolLink) -> None:
-        endings = [link.executor.ending(step) for step in link.steps.values()]
+        endings = [self.executor.ending(step) for step in link.steps.values()]
         if endings:
             await asyncio.wait(endings, timeout=NEIGHBOUR_GRACE_S)
         link.kill()
@@ -187,23 +183,23 @@ class Pool:
             return
         self.deaths += 1
         self._loop.run_in_executor(None, _reap, link.process)
-        link.executor.remove_link(link)
+        self.executor.remove_link(link)
         steps, link.steps = link.steps, {}
         for step in steps.values():
-            link.executor.finish(step)
+            link.finish(step)
         assert link.cells is not None, "a process that was ready has its cells"
         running, begun = read_marks(link.cells)
         if link.leaving:
             # Killed by us: whoever overstayed has been told already.
             self.answers.again(list(steps.values()))
             return
-        if link.executor is self.executor:
+        if not link.alone:
             self._start_another()
         suspects = [steps.pop(number) for number in running if number in steps]
         if not suspects:
             suspects = [steps.pop(number) for number in begun if number in steps]
         self.answers.again(list(steps.values()))
-        if link.executor is not self.executor or len(suspects) == 1:
+        if link.alone or len(suspects) == 1:
             for step in suspects:
                 logger.warning(
                     "pool process %d died while running step %r", link.process_id, step.id
@@ -223,7 +219,6 @@ class Pool:
 
     async def _try_suspects(self) -> None:
         """Run suspects one at a time in a process of their own."""
-        executor = self._new_executor()
         link: PoolLink | None = None
         try:
             while self._suspects:
@@ -231,9 +226,10 @@ class Pool:
                 if step.group.closed:
                     continue
                 if link is None or link not in self._links or link.leaving:
-                    link = await self._start(executor, alone=True)
-                executor.submit([step])
-                await executor.ending(step)
+                    link = await self._start(alone=True)
+                step.lane = LANE_ALONE
+                self.executor.submit([step])
+                await self.executor.ending(step)
         finally:
             self._quarantine = None
             if link is not None and link in self._links:
@@ -260,7 +256,7 @@ class Pool:
                     link.blocked_since = now
                 elif now - link.blocked_since > step.timeout_us / 1e6 + child.CANCEL_GRACE_S:
                     del link.steps[number]
-                    link.executor.finish(step)
+                    link.finish(step)
                     seconds = step.timeout_us / 1e6
                     self._fail(link, step, StepTimeout(f"no result within {seconds:g} s"))
                     self.replace(link, f"step {step.id!r} blocks its event loop")

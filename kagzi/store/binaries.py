@@ -12,9 +12,9 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 from kagzi.errors import EmbeddedServerFailed, PostgresNotFound
 
@@ -31,6 +31,7 @@ _DISTRIBUTION_FOLDERS = (
     "/Applications/Postgres.app/Contents/Versions/*/bin",
     "/Library/PostgreSQL/*/bin",
 )
+_COPY_PREFIX = "postgres-"
 # Left out of a copy: what only compiling against Postgres needs.
 _NOT_COPIED = shutil.ignore_patterns("include", "*.a", "pkgconfig", "pgxs", "doc", "man")
 
@@ -127,41 +128,68 @@ def _look_at(folder: Path) -> tuple[Programs | None, str]:
     return Programs(folder, found[0], int(found[1])), ""
 
 
-def within_reach(programs: Programs, uid: int, gid: int, shelf: Path) -> Programs:
+class Identity(NamedTuple):
+    """A user and group by number, to run programs as."""
+
+    user: int
+    group: int
+
+
+class RunAs(TypedDict, total=False):
+    """Arguments of `subprocess.run` that change the user, with no further groups."""
+
+    user: int
+    group: int
+    extra_groups: Sequence[int]
+
+
+def run_as(identity: Identity | None) -> RunAs:
+    if identity is None:
+        return {}
+    return {"user": identity.user, "group": identity.group, "extra_groups": ()}
+
+
+def within_reach(programs: Programs, identity: Identity, shelf: Path) -> Programs:
     """The programs, or a copy on `shelf` when this user cannot run them where they are.
 
     Nothing about the original folders is changed. The caller holds the start lock of the folder.
     """
-    if _runs_as(programs, uid, gid):
+    if _runs_as(programs, identity):
         return programs
     root, bin_in_root, parts = _parts_to_copy(programs.folder)
     stat = os.stat(programs.postgres)
-    identity = f"{programs.folder}:{stat.st_mtime_ns}:{stat.st_size}"
-    digest = hashlib.blake2b(identity.encode(), digest_size=4).hexdigest()
-    copy = shelf / f"postgres-{programs.version}-{digest}"
+    origin = f"{programs.folder}:{stat.st_mtime_ns}:{stat.st_size}"
+    digest = hashlib.blake2b(origin.encode(), digest_size=4).hexdigest()
+    copy = shelf / f"{_COPY_PREFIX}{programs.version}-{digest}"
     if not copy.exists():
         _copy(root, parts, copy)
     copied = programs._replace(folder=copy / bin_in_root)
-    if not _runs_as(copied, uid, gid):
+    if not _runs_as(copied, identity):
         raise EmbeddedServerFailed(
-            f"User {uid}, which runs the embedded Postgres, may not run {copied.postgres}. "
-            "Every folder above it must let that user pass; set KAGZI_DATA to such a folder."
+            f"User {identity.user}, which runs the embedded Postgres, may not run "
+            f"{copied.postgres}. Every folder above it must let that user pass; set KAGZI_DATA to "
+            "such a folder."
         )
     return copied
 
 
-def _runs_as(programs: Programs, uid: int, gid: int) -> bool:
+def remove_copies(shelf: Path, keep: Programs) -> None:
+    """Copies of other versions, and what a killed process left of one. No server may run."""
+    for copy in shelf.glob(f"{_COPY_PREFIX}*"):
+        if copy not in keep.folder.parents:
+            shutil.rmtree(copy, ignore_errors=True)
+
+
+def _runs_as(programs: Programs, identity: Identity) -> bool:
     try:
         subprocess.run(
             [programs.initdb, "--version"],
-            user=uid,
-            group=gid,
-            extra_groups=(),
             cwd="/",
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=True,
             timeout=30,
+            **run_as(identity),
         )
     except (OSError, subprocess.SubprocessError):
         return False
@@ -188,8 +216,6 @@ def _parts_to_copy(folder: Path) -> tuple[Path, Path, list[Path]]:
 
 def _copy(root: Path, parts: list[Path], copy: Path) -> None:
     """All of it or nothing: made under another name, then renamed."""
-    for old in copy.parent.glob("postgres-*"):
-        shutil.rmtree(old, ignore_errors=True)  # of another version, or cut short
     draft = Path(tempfile.mkdtemp(prefix=f"{copy.name}.", dir=copy.parent))
     for part in parts:
         target = draft / part

@@ -36,7 +36,14 @@ import platformdirs
 
 from kagzi.errors import EmbeddedServerFailed, InvalidInput, PostgresNotFound
 from kagzi.store import supervisor
-from kagzi.store.binaries import Programs, find_programs, within_reach
+from kagzi.store.binaries import (
+    Identity,
+    Programs,
+    find_programs,
+    remove_copies,
+    run_as,
+    within_reach,
+)
 
 START_LOCK = "start.lock"
 LINGER_S = 5.0
@@ -123,6 +130,11 @@ class EmbeddedServer:
         state = "closed" if self._closed.is_set() else "open"
         return f"<EmbeddedServer {self.data_folder} {state}>"
 
+    def _forget_in_child(self) -> None:
+        # A new event: the old one's lock may have been held by the watching thread at the fork.
+        self._closed = threading.Event()
+        self._forget()
+
     def _forget(self) -> None:
         self._closed.set()
         if self._users_fd >= 0:
@@ -150,7 +162,7 @@ _open_servers: weakref.WeakSet[EmbeddedServer] = weakref.WeakSet()
 def _forget_in_child() -> None:
     """A forked child shares the lock's file description: it must not hold it open for longer."""
     for server in list(_open_servers):
-        server._forget()
+        server._forget_in_child()
 
 
 def _close_all() -> None:
@@ -218,6 +230,7 @@ def _is_served(folder: Path) -> bool:
 def _start_if_needed(folder: Path, progress: Progress) -> None:
     with _start_lock(folder):
         if _supervisor_lives(folder):
+            progress("waiting for PostgreSQL, which is being started again")
             _wait_until_served(folder)
         else:
             _start(folder, progress)
@@ -240,38 +253,43 @@ def _wait_until_served(folder: Path) -> None:
 
 def _start(folder: Path, progress: Progress) -> None:
     """Make what is missing and start a supervisor. The caller holds the start lock."""
-    server_user = _server_user()
-    uid = server_user.pw_uid if server_user is not None else None
-    gid = server_user.pw_gid if server_user is not None else None
+    identity = _server_identity(folder)
     programs, data = _choose_programs(folder)
-    if uid is not None and gid is not None:
-        _check_reach(folder, uid, gid)
-        programs = within_reach(programs, uid, gid, folder)
+    sockets = _make_socket_folder(folder, identity)
+    if identity is not None:
+        _check_reach(folder, identity)
+        programs = within_reach(programs, identity, folder)
+        if supervisor.probe(str(sockets)) == supervisor.ABSENT:
+            remove_copies(folder, keep=programs)
     for draft in folder.glob("pg*.new.*"):  # of a start that was killed
         shutil.rmtree(draft, ignore_errors=True)
     if not data.exists():
         progress(f"creating a PostgreSQL {programs.version} database in {data}")
-        _create_cluster(programs, data, uid, gid)
+        _create_cluster(programs, data, identity)
+    progress(f"starting PostgreSQL {programs.version} in {data}")
     plan = supervisor.Plan(
         folder=str(folder),
         data=str(data),
         programs=str(programs.folder),
-        sockets=str(_make_socket_folder(folder, uid, gid)),
-        uid=uid,
-        gid=gid,
+        sockets=str(sockets),
+        uid=identity.user if identity is not None else None,
+        gid=identity.group if identity is not None else None,
         linger_s=_linger_s(),
     )
-    progress(f"starting PostgreSQL {programs.version} in {data}")
     _spawn_supervisor(plan, folder)
 
 
-def _server_user() -> pwd.struct_passwd | None:
-    """Whom the server runs as: Postgres refuses to be root. None: the present user."""
+def _server_identity(folder: Path) -> Identity | None:
+    """Whom the server runs as, since Postgres refuses to be root. None: the present user."""
     if os.geteuid() != 0:
         return None
+    for cluster in _clusters(folder).values():
+        owner = cluster.stat()  # stays the same when a better user appears on this machine
+        return Identity(owner.st_uid, owner.st_gid)
     for name in _SERVER_USERS:
         with contextlib.suppress(KeyError):
-            return pwd.getpwnam(name)
+            entry = pwd.getpwnam(name)
+            return Identity(entry.pw_uid, entry.pw_gid)
     raise EmbeddedServerFailed(
         "Postgres refuses to run as root, and none of the users "
         f"{', '.join(_SERVER_USERS)} exists here. Run kagzi as an ordinary user, or set "
@@ -279,19 +297,25 @@ def _server_user() -> pwd.struct_passwd | None:
     )
 
 
+def _clusters(folder: Path) -> dict[int, Path]:
+    """Data folders by major version, the newest first."""
+    found = {
+        int(name[1]): path
+        for path in folder.glob("pg*")
+        if (name := re.fullmatch(r"pg(\d+)", path.name)) and (path / "PG_VERSION").exists()
+    }
+    return dict(sorted(found.items(), reverse=True))
+
+
 def _choose_programs(folder: Path) -> tuple[Programs, Path]:
     """Programs that fit the data that is there; a folder per major version, the newest first."""
-    clusters = {
-        int(found[1]): path
-        for path in folder.glob("pg*")
-        if (found := re.fullmatch(r"pg(\d+)", path.name)) and (path / "PG_VERSION").exists()
-    }
+    clusters = _clusters(folder)
     if not clusters or os.environ.get("KAGZI_PG_BIN"):
         programs = find_programs()
         return programs, folder / f"pg{programs.major}"
-    for major in sorted(clusters, reverse=True):
+    for major, cluster in clusters.items():
         with contextlib.suppress(PostgresNotFound):
-            return find_programs(major), clusters[major]
+            return find_programs(major), cluster
     newest = max(clusters)
     raise PostgresNotFound(
         f"The data in {clusters[newest]} was made by PostgreSQL {newest}, and no programs of that "
@@ -301,41 +325,38 @@ def _choose_programs(folder: Path) -> tuple[Programs, Path]:
     )
 
 
-def _check_reach(folder: Path, uid: int, gid: int) -> None:
+def _check_reach(folder: Path, identity: Identity) -> None:
     """As root: whether the server's user can pass to its data. No folder is opened up for it."""
     test = shutil.which("test") or "/usr/bin/test"
-    passed = subprocess.run(
-        [test, "-x", folder], user=uid, group=gid, extra_groups=(), cwd="/", check=False
-    )
+    passed = subprocess.run([test, "-x", folder], cwd="/", check=False, **run_as(identity))
     if passed.returncode != 0:
-        name = pwd.getpwuid(uid).pw_name
         raise EmbeddedServerFailed(
-            f"As root, Postgres runs as the user {name!r}, which cannot reach {folder}. Set "
+            f"As root, Postgres runs as user {identity.user}, which cannot reach {folder}. Set "
             "KAGZI_DATA to a folder below ones that everybody may pass, such as /var/lib/kagzi."
         )
 
 
-def _create_cluster(programs: Programs, data: Path, uid: int | None, gid: int | None) -> None:
+def _create_cluster(programs: Programs, data: Path, identity: Identity | None) -> None:
     """All of it or nothing: made under another name, then renamed."""
     draft = Path(tempfile.mkdtemp(prefix=f"{data.name}.new.", dir=data.parent))
     try:
-        if uid is not None and gid is not None:
-            os.chown(draft, uid, gid)
+        if identity is not None:
+            os.chown(draft, identity.user, identity.group)
         initdb = [programs.initdb, "-D", str(draft), "-U", supervisor.USER]
         options = ["--auth-local=trust", "--auth-host=reject", "-E", "UTF8", "--locale=C"]
-        _run(initdb + options, "", uid, gid)
+        _run(initdb + options, "", identity)
         # As the server's user: root should not write where another may have put a link.
         append = ["/bin/sh", "-c", 'cat >> "$0"', str(draft / "postgresql.conf")]
-        _run(append, _SETTINGS, uid, gid)
+        _run(append, _SETTINGS, identity)
         single = [programs.postgres, "--single", "-D", str(draft), "template1"]
-        _run(single, f"CREATE DATABASE {supervisor.DATABASE}\n", uid, gid)
+        _run(single, f"CREATE DATABASE {supervisor.DATABASE}\n", identity)
         draft.rename(data)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
 
 
-def _run(command: list[str], stdin: str, uid: int | None, gid: int | None) -> None:
+def _run(command: list[str], stdin: str, identity: Identity | None) -> None:
     done = subprocess.run(
         command,
         input=stdin,
@@ -345,10 +366,8 @@ def _run(command: list[str], stdin: str, uid: int | None, gid: int | None) -> No
         check=False,
         cwd="/",
         env=supervisor.server_environment(),
-        user=uid,
-        group=gid,
-        extra_groups=None if uid is None else (),
         umask=0o077,
+        **run_as(identity),
     )
     if done.returncode != 0:
         raise EmbeddedServerFailed(
@@ -429,7 +448,7 @@ def _make_folder(folder: Path) -> None:
             folder.chmod(0o755)
 
 
-def _make_socket_folder(folder: Path, uid: int | None, gid: int | None) -> Path:
+def _make_socket_folder(folder: Path, identity: Identity | None) -> Path:
     """`run` in the data folder; where that is too long for a socket, a link to a short one."""
     existing = _socket_folder(folder)
     if existing is not None:
@@ -445,8 +464,8 @@ def _make_socket_folder(folder: Path, uid: int | None, gid: int | None) -> Path:
     else:
         made = Path(tempfile.mkdtemp(prefix="kagzi-", dir="/tmp"))  # new, 0700
         run.symlink_to(made)
-    if uid is not None and gid is not None:
-        os.chown(made, uid, gid)
+    if identity is not None:
+        os.chown(made, identity.user, identity.group)
     return made
 
 
@@ -458,8 +477,8 @@ def _socket_folder(folder: Path) -> Path | None:
         found = os.lstat(target)
     except FileNotFoundError:
         return None
-    server_user = _server_user()
-    owner = os.geteuid() if server_user is None else server_user.pw_uid
+    identity = _server_identity(folder)
+    owner = os.geteuid() if identity is None else identity.user
     is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid == owner and found.st_mode & 0o077 == 0
     return target if is_ours else None
 

@@ -116,6 +116,18 @@ def check(conn: psycopg.Connection[Any], schema: str = DEFAULT_SCHEMA) -> None:
         )
 
 
+def missing(conninfo: str, schema: str = DEFAULT_SCHEMA) -> list[Migration]:
+    """As `pending`, over a connection of its own. Raises as `migrate`."""
+    with _connect(Connector(conninfo, schema)) as conn:
+        return pending(conn, schema)
+
+
+def verify(conninfo: str, schema: str = DEFAULT_SCHEMA) -> None:
+    """As `check`, over a connection of its own. Raises as `migrate`."""
+    with _connect(Connector(conninfo, schema)) as conn:
+        check(conn, schema)
+
+
 def _applied(conn: psycopg.Connection[Any], schema: str) -> dict[int, str]:
     """Checksums by version; empty where the schema is not there. One cheap SELECT."""
     table = sql.Identifier(schema, "schema_migrations")

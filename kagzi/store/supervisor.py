@@ -135,7 +135,7 @@ class Supervisor:
         self.report_fd = report_fd
         self.users_fd = os.open(f"{plan.folder}/{USERS_LOCK}", os.O_RDWR | os.O_CREAT, 0o600)
         self.child: subprocess.Popen[bytes] | None = None
-        self.adopted_pid: int | None = None
+        self.has_adopted = False
         self.is_ready = False
         self.failures = 0
         self.idle_since: float | None = None  # wall clock, comparable with the lock file's mtime
@@ -173,15 +173,23 @@ class Supervisor:
 
     def _adopt(self) -> None:
         """Take over the Postgres of a supervisor that was killed."""
-        pid = read_pid(f"{self.plan.data}/postmaster.pid")
+        self.has_adopted = self._an_orphan_lives()
+        if self.has_adopted:
+            log(f"takes over the running Postgres, process {self._orphan_pid()}")
+
+    def _orphan_pid(self) -> int | None:
+        return read_pid(f"{self.plan.data}/postmaster.pid")
+
+    def _an_orphan_lives(self) -> bool:
+        pid = self._orphan_pid()
         if pid is not None and is_postmaster(pid, self.plan.data):
-            log(f"takes over the running Postgres, process {pid}")
-            self.adopted_pid = pid
+            return True
+        return probe(self.plan.sockets) != ABSENT
 
     def _server_lives(self) -> bool:
         if self.child is not None:
             return self.child.poll() is None
-        return self.adopted_pid is not None and is_postmaster(self.adopted_pid, self.plan.data)
+        return self.has_adopted and self._an_orphan_lives()
 
     def _look_whether_ready(self) -> None:
         if probe(self.plan.sockets) == READY:
@@ -208,12 +216,12 @@ class Supervisor:
             server_log.seek(self.log_offset)
             said = server_log.read(65536)
         in_the_way = b"pre-existing shared memory block" in said or b"lock file" in said
-        return in_the_way and self.failures < 60
+        return in_the_way and self.failures < 8  # about 15 s
 
     def _start(self) -> None:
         plan = self.plan
         self.is_ready = False
-        self.adopted_pid = None
+        self.has_adopted = False
         if self.failures > 0:
             self._sleep(min(0.1 * 2 ** min(self.failures - 1, 10), _RESTART_MAX_S))
         disown_lock_file(f"{plan.data}/postmaster.pid", plan.data)
@@ -250,7 +258,7 @@ class Supervisor:
             (signal.SIGQUIT, _IMMEDIATE_STOP_S),
             (signal.SIGKILL, _IMMEDIATE_STOP_S),
         ):
-            pid = self.child.pid if self.child is not None else self.adopted_pid
+            pid = self.child.pid if self.child is not None else self._orphan_pid()
             if pid is None or not self._server_lives():
                 return
             log(f"stops Postgres, process {pid}, with {number.name}")
@@ -379,6 +387,7 @@ def main() -> int:
     plan = Plan(**json.loads(sys.argv[2]))
     if os.fork() > 0:
         os._exit(0)  # the user's process has no child left to wait for
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])  # whatever the user's thread had blocked
     os.chdir("/")
     os.umask(0o077)
     with open_log(f"{plan.folder}/{SUPERVISOR_LOG}") as own_log:

@@ -472,6 +472,17 @@ def test_folder_that_the_servers_user_cannot_reach_is_refused_and_left_closed(
 
 
 @needs_root
+def test_server_keeps_running_as_the_user_who_owns_its_data(folder: Path) -> None:
+    nobody = pwd.getpwnam("nobody")
+    for path in folder.rglob("*"):
+        os.lchown(path, nobody.pw_uid, nobody.pw_gid)
+    with embedded.attach(folder) as server:
+        assert answers(server.dsn)
+        owners = {p.username() for p in processes_of(folder) if "postgres" in p.name()}
+    assert owners == {"nobody"}
+
+
+@needs_root
 def test_programs_that_the_servers_user_cannot_reach_are_copied_once(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

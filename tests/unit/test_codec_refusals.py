@@ -169,6 +169,15 @@ def test_message_says_that_the_annotation_could_not_be_resolved() -> None:
     assert "'Nowhere' (a name that could not be resolved)" in str(refusal("Nowhere", v.Point(1)))
 
 
+def test_float_is_looked_at_also_when_the_types_are_known_to_be_fine() -> None:
+    codec = codec_for(v.Page)
+    for _ in range(3):
+        assert codec.encode(v.Page("u", 1, 1.0, []))
+        assert codec_for(tuple[int, float]).encode((1, 1.0))
+    assert refusal(v.Page, v.Page("u", 1, float("nan"), [])).path == "$.score"
+    assert refusal(tuple[int, float], (1, float("inf"))).path == "$[1]"
+
+
 class Zone(dt.tzinfo):
     def utcoffset(self, when: dt.datetime | None) -> dt.timedelta:
         return dt.timedelta(hours=1)

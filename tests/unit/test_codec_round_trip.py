@@ -99,6 +99,8 @@ def test_value_of_another_type_comes_back_the_same_or_is_refused(data: st.DataOb
         (list[int] | None, [1], b"[1]"),
         (list[int] | set[int], {1}, b'["set[int]",[1]]'),
         (v.Page | v.Point, v.Point(1, 2), b'["Point",{"x":1,"y":2}]'),
+        (list[int] | v.Page | v.Point, [1, 2], b'["list[int]",[1,2]]'),
+        (list[int] | v.Page | v.Point | None, None, b"null"),
         (v.Point | None, v.Point(1), b'{"x":1,"y":0}'),
         (str | bytes, b"a", b'["bytes","YQ=="]'),
         (dt.timedelta, dt.timedelta(days=-1, microseconds=1), b"-86399999999"),

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from kagzi import _core as core
 from tests import reference
 
-LANES = (core.LANE_CPU, core.LANE_THREAD, core.LANE_ASYNC)
+LANES = tuple(range(core.LANES))
 DONE = 2
 
 
@@ -350,7 +350,7 @@ def count_bodies(group):
 def simulate(group, randomness, places=1):
     total = count_bodies(group)
     simulation = Simulation(
-        [core.Place([1, 1, 1]) for _ in range(places)],
+        [core.Place([1] * core.LANES) for _ in range(places)],
         [core.Gate(1), core.Gate(2)],
         randomness,
     )
@@ -618,14 +618,13 @@ def test_one_gate_cannot_limit_a_group_and_a_function():
     [
         (core.Gate, [0]),
         (core.Gate, [-1]),
-        (core.Place, [[1, 1]]),
-        (core.Place, [[1, 1, 1, 1]]),
+        (core.Place, [[1] * (core.LANES + 1)]),
         (core.Place, [[1, -1, 1]]),
         (core.Place([1, 1, 1]).set_room, [0, -1]),
-        (core.Place([1, 1, 1]).set_room, [3, 1]),
+        (core.Place([1, 1, 1]).set_room, [core.LANES, 1]),
         (core.Place([1, 1, 1]).room, [-1]),
-        (core.Place([1, 1, 1]).held, [3]),
-        (core.Scheduler().ready, [3]),
+        (core.Place([1, 1, 1]).held, [core.LANES]),
+        (core.Scheduler().ready, [core.LANES]),
     ],
 )
 def test_number_out_of_range_is_refused(make, arguments):
@@ -634,8 +633,8 @@ def test_number_out_of_range_is_refused(make, arguments):
 
 
 def test_step_refuses_a_lane_that_does_not_exist():
-    with pytest.raises(ValueError, match="lane 3"):
-        make_step(lane=3)
+    with pytest.raises(ValueError, match=f"lane {core.LANES}"):
+        make_step(lane=core.LANES)
     step = make_step()
     with pytest.raises(ValueError, match="lane -1"):
         step.lane = -1

@@ -260,6 +260,7 @@ def test_exception_is_described_whatever_it_does(make: Callable[[], BaseExceptio
     raised = caught(lambda: (_ for _ in ()).throw(error))
     record = described(raised)
     assert isinstance(record["type"], str)
+    assert "Traceback" in record["traceback"]
     chained = ValueError("outer")
     chained.__context__ = raised
     assert described(chained)["type"] == "builtins.ValueError"

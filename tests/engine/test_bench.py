@@ -1,0 +1,161 @@
+"""`python -m kagzi.bench`: selection, figures as JSON, exit codes, nothing left behind.
+
+No test looks at a time: how fast the machine is at the moment must not matter here.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import orjson
+import psycopg
+import pytest
+
+from kagzi.bench.measure import Figure, Samples, at_least, below
+from kagzi.bench.session import own_schema
+from kagzi.bench.suites import SUITES
+from kagzi.errors import StoreError
+
+ANY_TIME = "1e9"
+NO_TIME = "1e-9"
+
+
+def run_bench(*arguments: str, dsn: str = "") -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "DATABASE_URL": dsn}
+    return subprocess.run(
+        [sys.executable, "-m", "kagzi.bench", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+
+def schemas(dsn: str) -> list[str]:
+    with psycopg.connect(dsn) as connection:
+        query = "SELECT nspname FROM pg_namespace WHERE nspname LIKE 'kagzi_bench%'"
+        return [name for (name,) in connection.execute(query)]
+
+
+def test_quick_race_writes_figures_as_json_and_leaves_nothing_behind(
+    empty_dsn: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "figures.json"
+    done = run_bench(
+        "race",
+        "--quick",
+        "--processes",
+        "1",
+        "--slack",
+        ANY_TIME,
+        "--json",
+        str(file),
+        dsn=empty_dsn,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "All 3 thresholds" in done.stdout
+    written: dict[str, Any] = orjson.loads(file.read_bytes())
+    assert written["ok"] is True
+    assert written["quick"] is True
+    assert list(written["benchmarks"]) == ["race"]
+    figures = written["benchmarks"]["race"]["figures"]
+    asked = [figure for figure in figures if figure["threshold"] is not None]
+    assert [figure["size"] for figure in asked] == [3, 5, 10]
+    assert all(figure["samples"] and figure["unit"] == "ms" for figure in figures)
+    around = written["surroundings"]
+    assert around["cores"] >= 1
+    assert around["postgres"]["fsync"] in ("on", "off")
+    assert schemas(empty_dsn) == []
+
+
+def test_missed_threshold_is_exit_code_1(empty_dsn: str, tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    arguments = ("race", "--quick", "--processes", "1", "--slack", NO_TIME, "--json", str(file))
+    done = run_bench(*arguments, dsn=empty_dsn)
+    assert done.returncode == 1, done.stderr
+    assert "3 of 3 thresholds missed" in done.stdout
+    assert orjson.loads(file.read_bytes())["ok"] is False
+    assert schemas(empty_dsn) == []
+
+
+def test_counts_come_from_the_server(empty_dsn: str, tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    done = run_bench("counts", "--quick", "--processes", "1", "--json", str(file), dsn=empty_dsn)
+    assert done.returncode == 0, done.stderr
+    figures = orjson.loads(file.read_bytes())["benchmarks"]["counts"]["figures"]
+    by_name = {(figure["name"], figure["size"]): figure["median"] for figure in figures}
+    batches = by_name["batches", 1000]
+    assert 2 <= batches <= 2 + 1000 / 512
+    assert by_name["write transactions", 1000] >= batches
+    assert batches <= by_name["statements", 1000] <= 5 * batches
+    assert by_name["WAL", 1000] > 50
+
+
+def test_list_names_every_benchmark_without_a_database() -> None:
+    done = run_bench("--list", dsn="postgresql://localhost:1/nowhere")
+    assert done.returncode == 0
+    assert [line.split()[0] for line in done.stdout.splitlines()] == list(SUITES)
+    named = {"parallel_vs_sequential", "memoisation", "race", "coordination", "cpu", "floor"}
+    assert named <= set(SUITES)
+
+
+def test_unknown_name_is_refused_with_the_known_ones() -> None:
+    done = run_bench("coordination", "rase", dsn="postgresql://localhost:1/nowhere")
+    assert done.returncode == 2
+    assert "'rase'" in done.stderr
+    assert "memoisation" in done.stderr
+
+
+def test_file_that_cannot_be_made_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    missing = str(tmp_path / "no" / "such" / "figures.json")
+    done = run_bench("--json", missing, dsn="postgresql://localhost:1/nowhere")
+    assert done.returncode == 2
+    assert "--json" in done.stderr
+
+
+def test_missing_server_is_exit_code_2_without_a_traceback() -> None:
+    done = run_bench("race", dsn="postgresql://me:hidden@localhost:1/nowhere")
+    assert done.returncode == 2
+    assert "localhost" in done.stderr
+    assert "hidden" not in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_second_benchmark_in_one_database_is_refused(empty_dsn: str) -> None:
+    with own_schema(empty_dsn):
+        with pytest.raises(StoreError, match="another benchmark"), own_schema(empty_dsn):
+            pytest.fail("entered")
+
+
+def test_schema_of_a_killed_benchmark_is_replaced(empty_dsn: str) -> None:
+    with psycopg.connect(empty_dsn) as connection:
+        connection.execute("CREATE SCHEMA kagzi_bench")
+        connection.execute("CREATE TABLE kagzi_bench.rest ()")
+    with own_schema(empty_dsn):
+        assert schemas(empty_dsn) == []
+
+
+def test_figure_is_judged_by_its_median() -> None:
+    assert Figure("x", 1, "ms", [1.0, 2.0, 90.0], below(3)).ok
+    assert not Figure("x", 1, "ms", [1.0, 3.0, 3.5], below(3)).ok
+    assert Figure("x", 1, "x", [1.0, 2.0, 90.0], at_least(2)).ok
+    assert not Figure("x", 1, "x", [1.0, 1.9, 90.0], at_least(2)).ok
+    assert Figure("x", 1, "x", [1.0], goal=at_least(2)).ok, "a goal fails nothing"
+
+
+def test_slack_makes_both_kinds_of_threshold_easier() -> None:
+    assert Figure("x", 1, "ms", [5.0], below(3)).slackened(2).ok
+    assert Figure("x", 1, "x", [5.0], at_least(8)).slackened(2).ok
+    assert not Figure("x", 1, "ms", [2.0], below(3)).slackened(0.5).ok
+
+
+def test_quotients_are_taken_round_by_round() -> None:
+    ours, theirs = Samples(), Samples()
+    for mine, other in ((2.0, 1.0), (20.0, 10.0), (3.0, 1.0)):
+        ours.add(10, mine)
+        theirs.add(10, other)
+    assert ours.over(theirs, 10) == [2.0, 2.0, 3.0]
