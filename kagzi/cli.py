@@ -36,8 +36,8 @@ from kagzi.terminal import (
     say,
 )
 
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-processes = click.option(
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+processes_option = click.option(
     "--processes",
     type=click.IntRange(0, 1024),
     help="Pool processes. Default: one per processor; 0: bodies run in the worker's own.",
@@ -63,7 +63,7 @@ def main() -> None:
 
 @main.command()
 @click.argument("modules", metavar="MODULE[:APP]...", nargs=-1, required=True)
-@processes
+@processes_option
 @click.option("--concurrency", type=int, default=1000, show_default=True, help="Most runs held.")
 @click.option("--lease-s", type=float, default=30.0, show_default=True, help="Length of its lease.")
 @click.option(
@@ -118,7 +118,7 @@ def worker(
     "@FILE: from a file. Default: no arguments.",
 )
 @click.option("--id", "run_id", metavar="ID", help="Names the run: the same id is the same run.")
-@processes
+@processes_option
 @click.pass_obj
 def run(
     settings: Settings, target: str, text: str, run_id: str | None, processes: int | None
@@ -163,7 +163,7 @@ def _input_text(text: str) -> str | bytes:
 @click.option("--status", type=click.Choice([status.value for status in RunStatus]))
 @click.option("--workflow", metavar="NAME", help="Its full name, or the last part of it.")
 @click.option("--limit", type=click.IntRange(1, 100_000), default=20, show_default=True)
-@as_json
+@json_option
 @click.pass_obj
 def runs(
     settings: Settings, status: str | None, workflow: str | None, limit: int, as_json: bool
@@ -185,7 +185,7 @@ def runs(
 @main.command()
 @click.argument("run_id", metavar="RUN")
 @click.option("--all", "everything", is_flag=True, help="Every step, however many there are.")
-@as_json
+@json_option
 @click.pass_obj
 def show(settings: Settings, run_id: str, everything: bool, as_json: bool) -> None:
     """Show a run: steps, groups with their speed-up, failed attempts, timings.
@@ -210,7 +210,7 @@ def show(settings: Settings, run_id: str, everything: bool, as_json: bool) -> No
 @click.option(
     "--step", "steps", metavar="ID", multiple=True, help="A failed step to run again as well."
 )
-@as_json
+@json_option
 @click.pass_obj
 def retry(settings: Settings, run_id: str, steps: tuple[str, ...], as_json: bool) -> None:
     """Let a failed run go on: failed steps run again, committed ones do not."""
@@ -238,7 +238,7 @@ def retry(settings: Settings, run_id: str, steps: tuple[str, ...], as_json: bool
     help="With --print: the newest migration that the database has. Default: ask it, if a DSN is "
     "known; else 0.",
 )
-@as_json
+@json_option
 @click.pass_obj
 def migrate_schema(settings: Settings, only_print: bool, after: int | None, as_json: bool) -> None:
     """Bring the schema up to date, or show the SQL that would."""
@@ -272,7 +272,7 @@ def _newest_applied(settings: Settings) -> int:
 
 
 @main.command()
-@as_json
+@json_option
 @click.pass_obj
 def where(settings: Settings, as_json: bool) -> None:
     """Tell where runs are kept, and which Postgres programs an embedded server would use."""
@@ -306,8 +306,8 @@ def where(settings: Settings, as_json: bool) -> None:
     help="Analyse this folder instead of the standard library.",
 )
 @click.option("--full", is_flag=True, help="Include the standard library's own tests.")
-@processes
-@as_json
+@processes_option
+@json_option
 @click.pass_obj
 def demo(
     settings: Settings,
@@ -344,5 +344,5 @@ def demo(
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    """For a worker of its own: the DSN goes through the environment, where `ps` does not show it."""
+    """For another process: a DSN goes through the environment, where `ps` does not show it."""
     return {**os.environ, **({"DATABASE_URL": settings.dsn} if settings.dsn else {})}

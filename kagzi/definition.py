@@ -25,6 +25,7 @@ from kagzi.model import (
     check_duration_s,
     check_name,
 )
+from kagzi.names import MAIN, recorded_module
 from kagzi.retry import Retry
 
 P = ParamSpec("P")
@@ -35,9 +36,6 @@ T_co = TypeVar("T_co", covariant=True)
 
 Where = Literal["pool", "coordinator"]
 MemoScope = Literal["workflow", "global"]
-
-# A pool process imports the main script under the second name, while the first is another module.
-_MAIN = ("__main__", "__mp_main__")
 
 
 class CallOptions:
@@ -263,9 +261,7 @@ def wants_context(function: Callable[..., Any]) -> bool:
 
 def full_name(function: Callable[..., Any]) -> str:
     """`module.qualname`, with a script's file name (or `-m` name) for `__main__`."""
-    module = getattr(function, "__module__", None) or "unknown"
-    if module in _MAIN:
-        module = _main_name(module)
+    module = recorded_module(getattr(function, "__module__", None) or "unknown")
     name = getattr(function, "__qualname__", None) or short_name_of(function)
     return re.sub(r"[/#\s]", "_", f"{module}.{name}")[-MAX_NAME_BYTES:]
 
@@ -276,21 +272,13 @@ def reference_of(function: Callable[..., Any]) -> str | None:
     qualname = getattr(function, "__qualname__", None)
     if not module or not qualname or "<" in qualname:
         return None
-    if module in _MAIN:
+    if module in MAIN:
+        # In a pool process that imports the script, `__main__` itself is still another module.
         path = getattr(sys.modules.get(module), "__file__", None)
         if path is None or not Path(path).exists():
             return None
         module = "__main__"
     return f"{module}:{qualname}"
-
-
-def _main_name(module: str) -> str:
-    main = sys.modules.get(module)
-    spec = getattr(main, "__spec__", None)
-    if spec is not None:
-        return str(spec.name.removesuffix(".__main__"))
-    path = getattr(main, "__file__", None)
-    return Path(path).stem if path else "__main__"
 
 
 def short_name_of(function: Callable[..., Any]) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from kagzi.names import class_name
+
 
 class KagziError(Exception):
     """Root of every error that kagzi raises."""
@@ -128,7 +130,7 @@ class StepFailed(KagziError):
         """
         if isinstance(exception_type, str):
             return any(n == exception_type or n.endswith(f".{exception_type}") for n in self.mro)
-        return f"{exception_type.__module__}.{exception_type.__qualname__}" in self.mro
+        return class_name(exception_type) in self.mro
 
     def __reduce__(self) -> tuple[Any, ...]:
         fields = (self.step_id, self.type, self.message, self.traceback, self.attempts, self.mro)

@@ -17,6 +17,7 @@ import orjson
 
 from kagzi import errors
 from kagzi.errors import AllStepsFailed, GroupTimeout, KagziError, RunFailed, StepFailed
+from kagzi.names import recorded_module
 
 MAX_MESSAGE_CHARS = 8_000
 MAX_TRACEBACK_CHARS = 16_000
@@ -65,7 +66,7 @@ def _text(value: object, most: int) -> str:
 
 def _class_name(cls: type) -> str:
     try:
-        return _text(f"{_module_of(cls)}.{_qualname_of(cls)}", MAX_NAME_CHARS)
+        return _text(f"{recorded_module(_module_of(cls))}.{_qualname_of(cls)}", MAX_NAME_CHARS)
     except Exception:
         return "unknown"
 

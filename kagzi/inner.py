@@ -13,6 +13,7 @@ from kagzi.definition import CallOptions, Definition
 from kagzi.errors import GroupTimeout, KagziError, StepFailed
 from kagzi.host import GroupOutcome, GroupRequest, StepRequest
 from kagzi.model import ErrorStrategy, GroupKind
+from kagzi.names import class_name
 from kagzi.retry import Retry
 
 CALL = 1
@@ -154,7 +155,7 @@ def _pack_choices(choices: CallOptions | None) -> Any:
             "factor": retry.factor,
             "max_delay": retry.max_delay,
             "jitter": retry.jitter,
-            "on": [f"{kind.__module__}.{kind.__qualname__}" for kind in kinds],
+            "on": [class_name(kind) for kind in kinds],
         }
     return [choices.priority, choices.limit, choices.timeout_s, policy]
 
@@ -179,5 +180,5 @@ class _OneOf:
     def __call__(self, error: BaseException) -> bool:
         if isinstance(error, StepFailed):
             return any(error.is_a(name) for name in self._names)
-        mro = [f"{cls.__module__}.{cls.__qualname__}" for cls in type(error).__mro__]
+        mro = [class_name(cls) for cls in type(error).__mro__]
         return any(name in mro for name in self._names)

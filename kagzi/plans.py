@@ -19,6 +19,8 @@ from typing import Any
 
 import orjson
 
+from kagzi.names import recorded_module
+
 Enc = Callable[[Any], Any]
 Dec = Callable[[Any], Any]
 
@@ -103,7 +105,7 @@ _MODULES = re.compile(r"(?:[\w<>]+\.)+(?=[\w<])")
 def type_name(cls: type) -> str:
     """`int`, `numpy.float64`, `shop.orders.Order`; read past whatever a metaclass does."""
     name = str(_qualname_of(cls))
-    module = str(_module_of(cls))
+    module = recorded_module(str(_module_of(cls)))
     return name if module == "builtins" else f"{module}.{name}"
 
 

@@ -1,4 +1,4 @@
-"""Processes of the command line that drive runs: until a signal comes, or until one run has ended."""
+"""What drives runs for the command line: until a signal comes, or until one run has ended."""
 
 from __future__ import annotations
 

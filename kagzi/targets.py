@@ -34,12 +34,12 @@ def load_module(name: str) -> ModuleType:
 
 
 def _why_not(name: str, folder: str, error: BaseException) -> str:
-    if isinstance(error, ModuleNotFoundError) and error.name is not None:
-        if f"{name}.".startswith(f"{error.name}."):
-            return (
-                f"there is no module {error.name!r} in {folder} or on Python's path: go to the "
-                "folder that holds it, or install it here"
-            )
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing is not None and f"{name}.".startswith(f"{missing}."):
+        return (
+            f"there is no module {missing!r} in {folder} or on Python's path: go to the folder "
+            "that holds it, or install it here"
+        )
     if isinstance(error, SyntaxError):
         place = f"{error.filename}:{error.lineno}"
     else:

@@ -1,4 +1,4 @@
-"""What the commands share: their options, where runs are kept, how errors end, how data is printed."""
+"""What the commands share: options, where runs are kept, how errors end, how data is printed."""
 
 from __future__ import annotations
 

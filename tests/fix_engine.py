@@ -130,9 +130,8 @@ class Engine:
         """Wait until nothing runs: no run is held, and no body is begun or waits."""
 
         def idle() -> bool:
-            executors = (self.worker.local, self.worker.pool_executor)
-            busy = sum(e.scheduler.begun + e.scheduler.waiting() for e in executors)
-            return not self.worker.runs and not busy
+            scheduler = self.worker.executor.scheduler
+            return not self.worker.runs and not scheduler.begun and not scheduler.waiting()
 
         await until(idle)
 

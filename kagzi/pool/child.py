@@ -11,6 +11,7 @@ import contextvars
 import ctypes
 import faulthandler
 import importlib
+import multiprocessing.process
 import os
 import signal
 import socket
@@ -24,7 +25,7 @@ import uvloop
 
 from kagzi._core import FrameReader, FrameWriter
 from kagzi.definition import Definition, StepFunction
-from kagzi.errors import InvalidDefinition, MissingMainGuard, StepTimeout
+from kagzi.errors import InvalidDefinition, StepTimeout
 from kagzi.failures import describe_exception
 from kagzi.host import current
 from kagzi.pool import wire
@@ -36,6 +37,7 @@ from kagzi.tasks import install_factory
 MakeContext = Callable[["PoolProcess", "Body"], Any]
 
 CANCEL_GRACE_S = 2.0
+NO_GUARD = 73
 
 _body: contextvars.ContextVar[Body] = contextvars.ContextVar("kagzi_body")
 
@@ -307,11 +309,9 @@ def current_body() -> Body | None:
 
 
 def refuse_import() -> None:
-    """Raise `MissingMainGuard` in a process that is importing the main script for the pool."""
-    import multiprocessing.process
+    """End a pool process that is importing the main script and finds it starting kagzi there.
 
+    The coordinator sees the exit code and raises `MissingMainGuard`.
+    """
     if getattr(multiprocessing.process.current_process(), "_inheriting", False):
-        raise MissingMainGuard(
-            "kagzi was started while a pool process imported this script; "
-            'put what starts it under `if __name__ == "__main__":`'
-        )
+        os._exit(NO_GUARD)

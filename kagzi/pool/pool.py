@@ -18,7 +18,7 @@ from multiprocessing.reduction import DupFd
 from typing import Any
 
 from kagzi._core import LANE_ALONE, Step
-from kagzi.errors import PoolStartFailed, StepCrashed, StepTimeout
+from kagzi.errors import MissingMainGuard, PoolStartFailed, StepCrashed, StepTimeout
 from kagzi.failures import describe_exception
 from kagzi.pool import child, wire
 from kagzi.pool.link import Answers, Feeder, PoolLink
@@ -124,10 +124,15 @@ class Pool:
         except (TimeoutError, PoolStartFailed) as error:
             link.kill()
             link.close()
+            await asyncio.to_thread(_reap, link.process)
+            if link.process.exitcode == child.NO_GUARD:
+                raise MissingMainGuard(
+                    "the script starts kagzi when it is imported, and pool processes import it: "
+                    'put what starts kagzi under `if __name__ == "__main__":`'
+                ) from None
             raise PoolStartFailed(
-                f"a pool process was not ready: {error or 'no answer'}. Its own messages are on "
-                'the standard error stream; a script needs `if __name__ == "__main__":` around '
-                "what starts kagzi"
+                f"a pool process was not ready: {error or 'no answer'} (exit code "
+                f"{link.process.exitcode}); what it said itself is on the standard error stream"
             ) from None
         self.started += 1
         self.executor.add_link(link)

@@ -50,6 +50,7 @@ LINGER_S = 5.0
 
 _LOCK_POLL_S = 0.01
 _START_TIMEOUT_S = 120.0
+_SUPERVISORS_TRIED = 3
 _WATCH_S = 1.0
 _SOCKET_PATH_LIMIT_BYTES = 100  # the kernel's limit: 103 on macOS, 107 on Linux
 _SERVER_USERS = ("postgres", "_postgres", "nobody")  # whom the server runs as when we are root
@@ -228,22 +229,30 @@ def _is_served(folder: Path) -> bool:
 
 
 def _start_if_needed(folder: Path, progress: Progress) -> None:
+    """Until the server serves. A supervisor that is killed meanwhile is replaced."""
     with _start_lock(folder):
-        if _supervisor_lives(folder):
-            progress("waiting for PostgreSQL, which is being started again")
-            _wait_until_served(folder)
-        else:
-            _start(folder, progress)
+        for _ in range(_SUPERVISORS_TRIED):
+            if _supervisor_lives(folder):
+                if _wait_until_served(folder, progress):
+                    return
+            elif _start(folder, progress):
+                return
+    raise EmbeddedServerFailed(_with_log("The supervisor of the embedded Postgres dies", folder))
 
 
-def _wait_until_served(folder: Path) -> None:
-    """The supervisor is at work: the server was killed, and is being started again."""
+def _wait_until_served(folder: Path, progress: Progress) -> bool:
+    """The supervisor is at work: the server was killed, and is being started again.
+
+    Returns:
+        False when the supervisor died over it.
+    """
+    progress("waiting for PostgreSQL, which is being started again")
     deadline = time.monotonic() + _START_TIMEOUT_S
     while time.monotonic() < deadline:
         if _is_served(folder):
-            return
+            return True
         if not _supervisor_lives(folder):
-            break
+            return False
         time.sleep(_LOCK_POLL_S)
     raise EmbeddedServerFailed(_with_log("The embedded Postgres does not come back", folder))
 
@@ -251,8 +260,12 @@ def _wait_until_served(folder: Path) -> None:
 # --- starting -------------------------------------------------------------------------------
 
 
-def _start(folder: Path, progress: Progress) -> None:
-    """Make what is missing and start a supervisor. The caller holds the start lock."""
+def _start(folder: Path, progress: Progress) -> bool:
+    """Make what is missing and start a supervisor. The caller holds the start lock.
+
+    Returns:
+        False when the supervisor died before the server was ready.
+    """
     identity = _server_identity(folder)
     programs, data = _choose_programs(folder)
     sockets = _make_socket_folder(folder, identity)
@@ -276,7 +289,7 @@ def _start(folder: Path, progress: Progress) -> None:
         gid=identity.group if identity is not None else None,
         linger_s=_linger_s(),
     )
-    _spawn_supervisor(plan, folder)
+    return _spawn_supervisor(plan, folder)
 
 
 def _server_identity(folder: Path) -> Identity | None:
@@ -375,7 +388,7 @@ def _run(command: list[str], stdin: str, identity: Identity | None) -> None:
         )
 
 
-def _spawn_supervisor(plan: supervisor.Plan, folder: Path) -> None:
+def _spawn_supervisor(plan: supervisor.Plan, folder: Path) -> bool:
     read_fd, write_fd = os.pipe()
     with os.fdopen(read_fd, "rb", buffering=0) as report:
         try:
@@ -397,11 +410,10 @@ def _spawn_supervisor(plan: supervisor.Plan, folder: Path) -> None:
         finally:
             os.close(write_fd)
         readable, _, _ = select.select([report], [], [], _START_TIMEOUT_S)
-        told = report.read(4096).decode().strip() if readable else "nothing in time"
-    if told != "ready":
-        raise EmbeddedServerFailed(
-            _with_log(f"The embedded Postgres did not start ({told or 'no word'})", folder)
-        )
+        told = report.read(4096).decode().strip() if readable else "not in time"
+    if told in ("ready", ""):
+        return told == "ready"
+    raise EmbeddedServerFailed(_with_log(f"The embedded Postgres did not start: {told}", folder))
 
 
 def _with_log(message: str, folder: Path) -> str:

@@ -36,6 +36,7 @@ READY, STARTING, ABSENT = "ready", "starting", "absent"
 _TICK_S = 0.25
 _STARTING_TICK_S = 0.01
 _RESTART_MAX_S = 5.0
+_FAILURES_FORGIVEN = 8  # about 15 s
 _FAST_STOP_S = 30.0
 _IMMEDIATE_STOP_S = 5.0
 _LOG_LIMIT_BYTES = 8 * 1024 * 1024
@@ -205,18 +206,19 @@ class Supervisor:
         self.failures += 1
         ended = self.child.returncode
         self.child = None
-        if self.report_fd < 0 or self._failed_because_of_a_predecessor():
+        if self.report_fd < 0 or ended == -signal.SIGKILL:
             return False
-        self._report(f"failed: postgres ended with {ended} at start")
+        if self.failures < _FAILURES_FORGIVEN and self._a_predecessor_is_in_the_way():
+            return False
+        self._report(f"postgres ended with {ended}")
         return True
 
-    def _failed_because_of_a_predecessor(self) -> bool:
+    def _a_predecessor_is_in_the_way(self) -> bool:
         """Backends of a killed server take a moment to notice and leave."""
         with open(f"{self.plan.folder}/{SERVER_LOG}", "rb") as server_log:
             server_log.seek(self.log_offset)
             said = server_log.read(65536)
-        in_the_way = b"pre-existing shared memory block" in said or b"lock file" in said
-        return in_the_way and self.failures < 8  # about 15 s
+        return b"pre-existing shared memory block" in said or b"lock file" in said
 
     def _start(self) -> None:
         plan = self.plan

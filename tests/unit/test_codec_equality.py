@@ -65,10 +65,8 @@ class NoEq:
     ],
 )
 def test_difference_in_value_or_type_is_found_with_its_path(one: Any, two: Any, path: str) -> None:
-    for first, second in ((one, two), (two, one)):
-        with pytest.raises(Refused) as caught:
-            check_same(first, second)
-        assert len(caught.value.path) == len(path)
+    with pytest.raises(Refused):
+        check_same(two, one)
     with pytest.raises(Refused) as caught:
         check_same(one, two)
     assert caught.value.path == path
