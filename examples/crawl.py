@@ -22,7 +22,7 @@ from urllib.error import HTTPError
 from urllib.parse import urljoin
 
 import kagzi
-from kagzi import Context, ErrorStrategy, ParallelResult, Retry
+from kagzi import Context, ErrorStrategy, Retry
 
 # --- the crawler ----------------------------------------------------------------------------
 
@@ -57,7 +57,7 @@ async def crawl(ctx: Context, start: str) -> Report:
     level = [start]
     report = Report([], {})
     while level:
-        found: ParallelResult[Page] = await ctx.map(
+        found = await ctx.map(
             "level", fetch, level, limit=16, on_error=ErrorStrategy.COLLECT_ALL
         )
         for index, failure in found.errors.items():

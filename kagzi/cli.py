@@ -82,7 +82,7 @@ def main() -> None:
 @click.option("-q", "--quiet", is_flag=True, help="Log warnings only.")
 @click.pass_obj
 def worker(
-    settings: Settings, modules: tuple[str, ...], drain_s: float, quiet: bool, **options: Any
+    settings: Settings, /, modules: tuple[str, ...], drain_s: float, quiet: bool, **options: Any
 ) -> None:
     """Drive the runs of these modules' workflows until stopped.
 
@@ -148,15 +148,15 @@ def run(
     emit(orjson.loads(workflow.returns.encode(result)))
 
 
-def _input_text(text: str) -> str | bytes:
+def _input_text(text: str) -> bytes:
     if text == "-":
-        return click.get_binary_stream("stdin").read()
+        return bytes(click.get_binary_stream("stdin").read())
     if text.startswith("@"):
         try:
             return Path(text[1:]).read_bytes()
         except OSError as error:
             raise InvalidInput(f"--input {text!r} cannot be read: {error}") from error
-    return text
+    return text.encode()
 
 
 @main.command()

@@ -233,6 +233,18 @@ class Context(ContextBase):
     def parallel(
         self,
         name: str,
+        calls: Mapping[str, Call[A]],
+        /,
+        *,
+        on_error: Literal[ErrorStrategy.COLLECT_ALL],
+        limit: int | None = ...,
+        priority: int = ...,
+        timeout: float | timedelta | None = ...,
+    ) -> StepFuture[ParallelResult[A]]: ...
+    @overload
+    def parallel(
+        self,
+        name: str,
         /,
         *calls: Any,
         on_error: ErrorStrategy = ...,
@@ -326,10 +338,49 @@ class Context(ContextBase):
         named = None if keys is None else tuple(keys)
         return self._group(name, list(calls), named, on_error, limit, priority, timeout, list)
 
+    @overload
     def map(
         self,
         name: str,
-        function: StepFunction[..., ..., Any, T] | Callable[..., Any],
+        function: StepFunction[..., ..., Any, T],
+        items: Iterable[A],
+        *,
+        key: Callable[[A], str] | None = ...,
+        on_error: Literal[ErrorStrategy.FAIL_FAST] = ...,
+        limit: int | None = ...,
+        priority: int = ...,
+        timeout: float | timedelta | None = ...,
+    ) -> StepFuture[list[T]]: ...
+    @overload
+    def map(
+        self,
+        name: str,
+        function: StepFunction[..., ..., Any, T],
+        items: Iterable[A],
+        *,
+        key: Callable[[A], str] | None = ...,
+        on_error: Literal[ErrorStrategy.COLLECT_ALL],
+        limit: int | None = ...,
+        priority: int = ...,
+        timeout: float | timedelta | None = ...,
+    ) -> StepFuture[ParallelResult[T]]: ...
+    @overload
+    def map(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        items: Iterable[A],
+        *,
+        key: Callable[[A], str] | None = ...,
+        on_error: ErrorStrategy = ...,
+        limit: int | None = ...,
+        priority: int = ...,
+        timeout: float | timedelta | None = ...,
+    ) -> StepFuture[Any]: ...
+    def map(
+        self,
+        name: str,
+        function: Any,
         items: Iterable[Any],
         *,
         key: Callable[[Any], str] | None = None,
@@ -349,15 +400,35 @@ class Context(ContextBase):
         calls = [Call[Any](definition, (item,), {}) for item in listed]
         return self._group(name, calls, keys, on_error, limit, priority, timeout, list)
 
+    @overload
     def race(
         self,
         name: str,
-        calls: Iterable[Call[T]] | Iterable[Callable[..., Any]] | Mapping[str, Call[T]],
+        calls: Mapping[str, Call[T]] | Iterable[Call[T]],
+        *,
+        limit: int | None = ...,
+        priority: int = ...,
+        timeout: float | timedelta | None = ...,
+    ) -> StepFuture[Winner[T]]: ...
+    @overload
+    def race(
+        self,
+        name: str,
+        calls: Mapping[str, Callable[..., Any]] | Iterable[Callable[..., Any]],
+        *,
+        limit: int | None = ...,
+        priority: int = ...,
+        timeout: float | timedelta | None = ...,
+    ) -> StepFuture[Winner[Any]]: ...
+    def race(
+        self,
+        name: str,
+        calls: Any,
         *,
         limit: int | None = None,
         priority: int = 0,
         timeout: float | timedelta | None = None,
-    ) -> StepFuture[Winner[T]]:
+    ) -> StepFuture[Winner[Any]]:
         """Start calls together; awaits to the first that succeeds. The others are cancelled.
 
         Raises:
@@ -383,7 +454,7 @@ class Context(ContextBase):
         if not request.ids:
             raise InvalidInput(f"race {request.path!r} has no calls, so nothing can win it")
 
-        def settle(outcome: GroupOutcome) -> Winner[T]:
+        def settle(outcome: GroupOutcome) -> Winner[Any]:
             index = outcome.winner
             if index is None:
                 count = len(request.ids)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -81,7 +81,7 @@ class StepFuture(asyncio.Future[T]):
         self.id = id
         self.awaited = False
 
-    def __await__(self) -> Any:
+    def __await__(self) -> Generator[Any, None, T]:
         self.awaited = True
         return super().__await__()
 

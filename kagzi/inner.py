@@ -155,7 +155,7 @@ def _pack_choices(choices: CallOptions | None) -> Any:
             "factor": retry.factor,
             "max_delay": retry.max_delay,
             "jitter": retry.jitter,
-            "on": [class_name(kind) for kind in kinds],
+            "on": [class_name(kind) for kind in kinds if isinstance(kind, type)],
         }
     return [choices.priority, choices.limit, choices.timeout_s, policy]
 

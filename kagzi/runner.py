@@ -124,8 +124,7 @@ class LiveRun:
         """Stop everything and let go of the run; told to the worker when that is durable."""
         self.stop()
         status = RunStatus(row.status)
-        self.writer.put_run(row)
-        self.writer.after_commit(lambda: self.worker.run_left(self, status))
+        self.writer.put_run(row, lambda: self.worker.run_left(self, status))
 
     def stop(self) -> None:
         """Stop everything; write nothing more. The run stays as it is in the store."""

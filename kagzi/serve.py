@@ -10,8 +10,9 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from kagzi.client import Client, RunHandle
+from kagzi.definition import Workflow
 from kagzi.errors import LeaseLost, StoreError
-from kagzi.registry import Workflow, registry
+from kagzi.registry import registry
 from kagzi.worker import Worker
 
 logger = logging.getLogger("kagzi.worker")

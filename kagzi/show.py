@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 import orjson
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -48,7 +49,9 @@ def clean(text: str, most: int = 2_000) -> str:
 
 
 def seconds(value: float) -> str:
-    """Three digits or so: `0.3 ms`, `12 ms`, `1.25 s`, `3 m 20 s`."""
+    """Three digits or so: `30 µs`, `12 ms`, `1.25 s`, `3 m 20 s`."""
+    if value < 0.00095:
+        return f"{value * 1e6:.0f} µs"
     if value < 0.0995:
         return f"{value * 1e3:.{1 if value < 0.00995 else 0}f} ms"
     if value < 100:
@@ -58,9 +61,17 @@ def seconds(value: float) -> str:
     return f"{hours} h {minutes} m" if hours else f"{minutes} m {rest} s"
 
 
+_LOOKS: dict[str, Any] = {
+    "box": SIMPLE_HEAD,
+    "title_justify": "left",
+    "title_style": "bold",
+    "header_style": "dim",
+}
+
+
 def make_table(*columns: str, title: str | None = None, **right: bool) -> Table:
     """A table; the columns in `right` are numbers."""
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="dim")
+    table = Table(title=title, **_LOOKS)
     for column in columns:
         justify: Any = "right" if right.get(column.replace("-", "_")) else "left"
         table.add_column(column, justify=justify, no_wrap=justify == "right")
@@ -181,7 +192,7 @@ def _decision(group: GroupRecord) -> str:
 def _timeline(details: RunDetails, everything: bool) -> RenderableType:
     whole = span_of(details)
     length = seconds((whole[1] - whole[0]).total_seconds())
-    table = Table(title="Steps", title_justify="left", title_style="bold", header_style="dim")
+    table = Table(title="Steps", expand=True, **_LOOKS)
     table.add_column("step or group", overflow="fold", max_width=44)
     table.add_column("status", no_wrap=True)
     table.add_column("attempts", justify="right", no_wrap=True)
@@ -189,7 +200,6 @@ def _timeline(details: RunDetails, everything: bool) -> RenderableType:
     table.add_column("took", justify="right", no_wrap=True)
     table.add_column("where", no_wrap=True)
     table.add_column(f"time, {length} in all", ratio=1, min_width=16)
-    table.expand = True
     for row in rows_of(details, everything):
         label = Text("  " * row.depth + clean(row.label))
         if row.step is not None:
@@ -217,23 +227,24 @@ def _add_step(
 
 
 def _add_group(table: Table, label: Text, row: Row, whole: tuple[datetime, datetime]) -> None:
+    group, members = row.group, row.members
     start, end = min(s for s, _ in row.spans), max(e for _, e in row.spans)
-    failed = sum(step.status == "failed" for step in row.members)
-    status = "open" if row.group is None else "completed"
-    label.append(f"  ({len(row.members):,} steps)", style="dim")
-    label.stylize("bold", 0, len(label) - 1)
-    shown = _styled(status)
+    took_s = (end - start).total_seconds()
+    remark = f"{len(members):,} steps"
+    if group is not None:
+        start, took_s = group.started_at, group.wall_s
+        if len(members) < group.size:
+            remark = f"{len(members):,} of {group.size:,} steps"
+        remark += f", {group.speedup:.1f}x"
+    label.stylize("bold")
+    label.append(f"  ({remark})", style="dim")
+    shown = _styled("open" if group is None else "completed")
+    failed = sum(step.status == "failed" for step in members)
     if failed:
         shown.append(f", {failed} failed", style="red")
-    table.add_row(
-        label,
-        shown,
-        "",
-        f"+{seconds((start - whole[0]).total_seconds())}",
-        seconds((end - start).total_seconds()),
-        "" if row.group is None else f"{row.group.speedup:.1f}x",
-        Bar(row.spans, whole, "bold blue"),
-    )
+    at = f"+{seconds((start - whole[0]).total_seconds())}"
+    bar = Bar(row.spans, whole, "bold blue")
+    table.add_row(label, shown, "", at, seconds(took_s), "", bar)
 
 
 def _place(step: StepRecord) -> str:

@@ -11,8 +11,9 @@ from typing import Any
 
 import orjson
 
+from kagzi.definition import Workflow
 from kagzi.errors import CodecError, InvalidInput, KagziError, UnknownWorkflow
-from kagzi.registry import Workflow, registry
+from kagzi.registry import registry
 
 
 def load_module(name: str) -> ModuleType:
@@ -113,7 +114,7 @@ def _attribute(module: ModuleType, name: str, attribute: str) -> Any:
 
 
 def read_arguments(
-    workflow: Workflow[..., Any], text: str | bytes
+    workflow: Workflow[..., Any], text: bytes
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments from JSON: an array of positional ones, or an object of keyword ones.
 
@@ -127,17 +128,19 @@ def read_arguments(
         tree = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         raise InvalidInput(f"--input is not JSON: {error}. {_WRITE}") from None
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
     if type(tree) is list:
-        args, kwargs, stored = tuple(tree), {}, tree
+        args, kwargs, stored = tuple(tree), {}, text
     elif type(tree) is dict:
-        args, kwargs, stored = (), tree, {"a": [], "k": dict(tree)}
+        args, kwargs, stored = (), tree, orjson.dumps({"a": [], "k": tree})
     else:
         raise InvalidInput(f"--input is {type(tree).__name__} as JSON. {_WRITE}")
     try:
         workflow.arguments.encode(args, kwargs)
     except CodecError:
         try:
-            args, kwargs = workflow.arguments.decode(orjson.dumps(stored))
+            args, kwargs = workflow.arguments.decode(stored)
             workflow.arguments.encode(args, kwargs)
         except KagziError:
             pass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -122,10 +122,17 @@ def span_of(details: RunDetails) -> tuple[datetime, datetime]:
     summary = details.summary
     starts = [summary.started_at or summary.created_at]
     ends = [summary.completed_at or starts[0]]
-    for record in (*details.steps, *details.groups):
-        starts.append(record.started_at)
-        ends.append(record.completed_at)
+    for start, end in _times(details):
+        starts.append(start)
+        ends.append(end)
     return min(starts), max(max(ends), min(starts))
+
+
+def _times(details: RunDetails) -> Iterator[tuple[datetime, datetime]]:
+    for step in details.steps:
+        yield step.started_at, step.completed_at
+    for group in details.groups:
+        yield group.started_at, group.completed_at
 
 
 class Bar:

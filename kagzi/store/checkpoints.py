@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from uuid import UUID
 
@@ -60,6 +60,8 @@ class CheckpointWriter:
         self._task: asyncio.Task[None] | None = None
         self._large: set[asyncio.Task[None]] = set()
         self._large_turn = asyncio.Lock()
+        self._large_of: Counter[bytes] = Counter()  # in flight, by run
+        self._held_back: dict[bytes, tuple[RunRow, Callable[[], None] | None]] = {}
         self.lost: BaseException | None = None
         self.batches = 0
         self.rows = 0
@@ -70,14 +72,14 @@ class CheckpointWriter:
         """Append settled steps. None of them larger than `LARGE_BYTES`."""
         start = 0
         while start < len(steps):
-            batch = self._room()
-            end = start + MOST_ROWS - len(batch.steps)
-            batch.add_steps(steps[start:end] if start or end < len(steps) else steps)
-            start = end
+            start = self._room().take_steps(steps, start, MOST_ROWS, MOST_BYTES)
         self._start()
 
     def put_large(self, step: Step, committed: Callable[[], None]) -> None:
         """Write one large step on its own; `committed` is called when it is durable."""
+        if self.lost is not None:
+            return
+        self._large_of[step.run_id] += 1
         task = asyncio.get_running_loop().create_task(self._commit_large(step, committed))
         self._large.add(task)
         task.add_done_callback(self._large.discard)
@@ -103,8 +105,14 @@ class CheckpointWriter:
         self._room().marks.append(row)
         self._start()
 
-    def put_run(self, row: RunRow) -> None:
+    def put_run(self, row: RunRow, left: Callable[[], None] | None = None) -> None:
+        """Let go of a run, behind all that was put of it; `left` is called when that is durable."""
+        if self._large_of[row.run_id.bytes]:
+            self._held_back[row.run_id.bytes] = row, left
+            return
         self._room().runs.append(row)
+        if left is not None:
+            self.after_commit(left)
         self._start()
 
     def after_commit(self, callback: Callable[[], None]) -> None:
@@ -208,9 +216,18 @@ class CheckpointWriter:
         batch.add_steps([step])
         try:
             async with self._large_turn:
-                await self._commit(batch, self._write_large)
-            committed()
+                if self.lost is None:
+                    await self._commit(batch, self._write_large)
+                    committed()
+                    self._large_through(step.run_id)
         except asyncio.CancelledError:
             raise
         except BaseException as error:
             self._lose(error)
+
+    def _large_through(self, run_id: bytes) -> None:
+        self._large_of[run_id] -= 1
+        if not self._large_of[run_id]:
+            del self._large_of[run_id]
+            if run_id in self._held_back:
+                self.put_run(*self._held_back.pop(run_id))

@@ -128,6 +128,19 @@ class Batch:
         for step in steps:
             self.nbytes += row_bytes(step)
 
+    def take_steps(self, steps: list[Step], start: int, most_rows: int, most_bytes: int) -> int:
+        """Add `steps[start:]` until there are enough rows or bytes; where the rest begins."""
+        end = min(len(steps), start + most_rows - len(self.steps))
+        nbytes = self.nbytes
+        for place in range(start, end):
+            nbytes += row_bytes(steps[place])
+            if nbytes >= most_bytes:
+                end = place + 1
+                break
+        self.nbytes = nbytes
+        self.steps += steps if end - start == len(steps) else steps[start:end]
+        return end
+
 
 @dataclass(slots=True, frozen=True)
 class StoredStep:

@@ -1,0 +1,162 @@
+"""The demo's steps and workflows. Pool processes and second workers import this module."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import time
+import tokenize
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import kagzi
+from kagzi import Context, ErrorStrategy, ParallelResult, Retry
+from kagzi.demo.sources import Measures, SourceFile, find_sources, measure_source
+
+GROUP = "measure"
+LARGEST = 40
+WORKER_VARIABLE = "KAGZI_DEMO_WORKER"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What an analysis finds.
+
+    Attributes:
+        python: Which Python's parser it was.
+        files: How many there are, with those that cannot be parsed.
+        unparsable: Name of a file to the parser's message.
+        counted_by: The implementation that won the race.
+        counted_lines: Of the largest files, by the winner.
+    """
+
+    python: str
+    files: int
+    lines: int
+    functions: int
+    classes: int
+    branches: int
+    unparsable: dict[str, str]
+    counted_by: str
+    counted_lines: int
+
+
+@kagzi.step(retry=Retry.fixed(3, 0.2, on=ConnectionError))
+async def ask_version() -> str:
+    """The version of this Python. Fails at its first attempt, on purpose."""
+    if kagzi.current_step().attempt == 1:
+        raise ConnectionError("the first attempt of this step fails on purpose")
+    return f"{platform.python_implementation()} {platform.python_version()}"
+
+
+@kagzi.step
+def list_sources(folder: str, full: bool) -> list[SourceFile]:
+    return find_sources(folder, full)
+
+
+@kagzi.step
+async def count_by_bytes(paths: list[str]) -> int:
+    """Lines of these files: newlines are counted."""
+    lines = 0
+    for path in paths:
+        lines += Path(path).read_bytes().count(b"\n")
+        await asyncio.sleep(0)  # here a loser can be stopped
+    return lines
+
+
+@kagzi.step
+async def count_by_tokens(paths: list[str]) -> int:
+    """Lines of these files: each is taken apart into tokens. The slower way."""
+    lines = 0
+    for path in paths:
+        with open(path, "rb") as file:
+            for token in tokenize.tokenize(file.readline):
+                last = token.end[0]
+        lines += last - 1
+        await asyncio.sleep(0)
+    return lines
+
+
+@kagzi.step(cpu=True, memo="global", memo_ttl=timedelta(days=1))
+def measure(source: SourceFile, tour: str) -> Measures:
+    """Measure a file.
+
+    Args:
+        tour: The same in the runs of one demonstration, so that it finds its own memos only.
+    """
+    return measure_source(source)
+
+
+@kagzi.step(cpu=True)
+def measure_before_witness(source: SourceFile, witness: str, pause_s: float) -> Measures:
+    """Measure a file, and first append to `witness` which step began in whose pool process."""
+    worker = os.environ.get(WORKER_VARIABLE, "?")
+    line = f"{worker} {kagzi.current_step().step_id}\n"
+    file = os.open(witness, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(file, line.encode())  # one write: bodies in other processes append as well
+    finally:
+        os.close(file)
+    time.sleep(pause_s)
+    return measure_source(source)
+
+
+@kagzi.workflow
+async def analyse(ctx: Context, folder: str, full: bool, tour: str) -> Report:
+    """Measure every Python file below a folder."""
+    python = await ctx.step(ask_version)
+    sources = await ctx.step(list_sources, folder, full)
+    by_size = sorted(sources, key=lambda source: source.size_bytes, reverse=True)
+    largest = [source.path for source in by_size[:LARGEST]]
+    counted = await ctx.race(
+        "count", {"bytes": count_by_bytes.bind(largest), "tokens": count_by_tokens.bind(largest)}
+    )
+    measured = await ctx.parallel_vec(
+        GROUP,
+        [measure.bind(source, tour) for source in sources],
+        keys=[source.name for source in sources],
+        on_error=ErrorStrategy.COLLECT_ALL,
+    )
+    return _report(python, sources, measured, counted.id.rpartition("/")[2], counted.value)
+
+
+@kagzi.workflow
+async def analyse_before_witness(
+    ctx: Context, folder: str, full: bool, witness: str, pause_s: float
+) -> Report:
+    """The same; every body that measures says so in a file, whatever becomes of its result."""
+    python = await ctx.step(ask_version)
+    sources = await ctx.step(list_sources, folder, full)
+    measured = await ctx.parallel_vec(
+        GROUP,
+        [measure_before_witness.bind(source, witness, pause_s) for source in sources],
+        keys=[source.name for source in sources],
+        on_error=ErrorStrategy.COLLECT_ALL,
+    )
+    return _report(python, sources, measured, "", 0)
+
+
+def _report(
+    python: str,
+    sources: list[SourceFile],
+    measured: ParallelResult[Measures],
+    counted_by: str,
+    counted_lines: int,
+) -> Report:
+    values = [value for value in measured.values if value is not None]
+    return Report(
+        python,
+        len(sources),
+        sum(value.lines for value in values),
+        sum(value.functions for value in values),
+        sum(value.classes for value in values),
+        sum(value.branches for value in values),
+        {
+            sources[index].name: f"{error.type.rpartition('.')[2]}: {error.message}"
+            for index, error in measured.errors.items()
+        },
+        counted_by,
+        counted_lines,
+    )
