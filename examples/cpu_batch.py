@@ -12,7 +12,8 @@ import os
 import kagzi
 from kagzi import Context
 
-PIECE = 60_000
+LIMIT = 640_000
+PIECE = 40_000
 
 
 @kagzi.step(cpu=True)
@@ -41,8 +42,8 @@ async def primes_below(ctx: Context, limit: int) -> int:
 async def main() -> None:
     processors = os.cpu_count() or 1
     async with kagzi.connect() as client, client.worker(processes=processors):
-        handle = await client.start(primes_below, 960_000)
-        print(f"{await handle.result(timeout=120)} primes below 960000")
+        handle = await client.start(primes_below, LIMIT)
+        print(f"{await handle.result(timeout=120)} primes below {LIMIT}")
 
         run = await handle.describe()
         (group,) = run.groups

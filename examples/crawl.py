@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 from urllib.error import HTTPError
 from urllib.parse import urljoin
 
@@ -57,9 +58,7 @@ async def crawl(ctx: Context, start: str) -> Report:
     level = [start]
     report = Report([], {})
     while level:
-        found = await ctx.map(
-            "level", fetch, level, limit=16, on_error=ErrorStrategy.COLLECT_ALL
-        )
+        found = await ctx.map("level", fetch, level, limit=16, on_error=ErrorStrategy.COLLECT_ALL)
         for index, failure in found.errors.items():
             report.broken[level[index]] = failure.message
         pages = [page for page in found.values if page is not None]
@@ -87,8 +86,8 @@ def page_text(path: str) -> str | None:
 
 
 class Site(BaseHTTPRequestHandler):
-    asked: Counter[str] = Counter()
-    lock = threading.Lock()
+    asked: ClassVar[Counter[str]] = Counter()
+    lock: ClassVar[threading.Lock] = threading.Lock()
 
     def do_GET(self) -> None:
         with self.lock:

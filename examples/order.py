@@ -1,4 +1,4 @@
-"""Handle an order: take the money, ship from several warehouses at once, refund what cannot be sent.
+"""Handle orders: take the money, ship from several warehouses at once, refund what is not there.
 
 Shows: groups within groups (a step that takes a Context opens groups of its own), retries, a key
 that makes a repeated side effect harmless, and what each failure leads to.
@@ -106,8 +106,8 @@ async def handle_order(ctx: Context, order: Order) -> Receipt:
         on_error=ErrorStrategy.COLLECT_ALL,
     )
     back = Decimal(0)
-    for index in shipping.errors:
-        warehouse = list(order.baskets)[index]
+    warehouses = list(order.baskets)
+    for warehouse in (warehouses[index] for index in shipping.errors):
         back += await ctx.step(refund, order.number, prices[warehouse], name=f"refund-{warehouse}")
     return Receipt(paid, back, [parcel for parcel in shipping.values if parcel is not None])
 
@@ -118,7 +118,7 @@ def show(run: RunDetails) -> None:
         depth = 2 if step.parent_step_id else 1
         note = f"  ({step.attempts} attempts)" if step.attempts > 1 else ""
         if step.error is not None:
-            note = f"  {step.error.type.rpartition('.')[2]}: {step.error.message}"
+            note = f": {step.error.message}"
         print(f"{'    ' * depth}{step.id:24} {step.status}{note}")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Coroutine
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +150,7 @@ def run(
 
 def _input_text(text: str) -> bytes:
     if text == "-":
-        return bytes(click.get_binary_stream("stdin").read())
+        return sys.stdin.buffer.read()
     if text.startswith("@"):
         try:
             return Path(text[1:]).read_bytes()
@@ -307,6 +307,7 @@ def where(settings: Settings, as_json: bool) -> None:
 )
 @click.option("--full", is_flag=True, help="Include the standard library's own tests.")
 @processes_option
+@click.option("--pause-ms", type=click.FloatRange(0, 10_000), default=0.0, hidden=True)
 @json_option
 @click.pass_obj
 def demo(
@@ -315,28 +316,31 @@ def demo(
     folder: Path | None,
     full: bool,
     processes: int | None,
+    pause_ms: float,
     as_json: bool,
 ) -> None:
     """Analyse this machine's Python standard library, and show what kagzi does meanwhile."""
     from kagzi.demo import show_crash, show_tour
 
     logging.basicConfig(level=logging.ERROR)
-    present: Callable[..., Coroutine[Any, Any, dict[str, Any]]] = show_crash if crash else show_tour
+    common: dict[str, Any] = {
+        "place": place_of(settings),
+        "folder": str(folder) if folder is not None else None,
+        "full": full,
+        "processes": processes,
+        "quiet": as_json,
+    }
 
-    async def present_it() -> dict[str, Any]:
+    async def present() -> dict[str, Any]:
         async with open_client(settings, may_migrate=True) as client:
-            return await present(
-                client,
-                place=place_of(settings),
-                folder=folder,
-                full=full,
-                processes=processes,
-                quiet=as_json,
-                environment=_environment(settings),
-                schema=settings.schema,
+            if not crash:
+                return await show_tour(client, **common)
+            environment, schema = _environment(settings), settings.schema
+            return await show_crash(
+                client, environment=environment, schema=schema, pause_s=pause_ms / 1e3, **common
             )
 
-    told = uvloop.run(present_it())
+    told = uvloop.run(present())
     if as_json:
         emit(told)
     if not told["holds"]:

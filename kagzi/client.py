@@ -10,8 +10,7 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
-import orjson
-
+from kagzi.codec import codec_for
 from kagzi.definition import Workflow
 from kagzi.errors import InvalidInput, RunFailed, RunWasCancelled, UnknownWorkflow
 from kagzi.failures import kagzi_error_from
@@ -36,6 +35,7 @@ from kagzi.worker import Worker
 T = TypeVar("T")
 
 WAIT_POLL_S = 1.0
+UNTYPED = codec_for(Any)
 
 
 class RunHandle(Generic[T]):
@@ -80,7 +80,7 @@ class RunHandle(Generic[T]):
         try:
             returns = registry.workflow(self.workflow, self.version).returns
         except UnknownWorkflow:
-            return orjson.loads(output)  # type: ignore[no-any-return]
+            return UNTYPED.decode(output)  # type: ignore[no-any-return]
         return returns.decode(output)  # type: ignore[no-any-return]
 
     async def status(self) -> RunStatus:
@@ -210,7 +210,7 @@ class Client:
         """A run with its steps, groups and failed attempts. Raises `UnknownRun`."""
         run_id = await self._run_id(run)
         summary, payload, steps, groups, attempts = await self._store.describe_run(run_id)
-        return RunDetails(summary, orjson.loads(payload), steps, groups, attempts)
+        return RunDetails(summary, UNTYPED.decode(payload), steps, groups, attempts)
 
     async def runs(
         self,

@@ -11,7 +11,9 @@ import os
 import random
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, TypeVar, overload
+from functools import partial
+from types import CodeType
+from typing import Any, Literal, Protocol, TypeVar, overload
 from uuid import UUID
 
 import orjson
@@ -44,6 +46,15 @@ A7 = TypeVar("A7")
 A8 = TypeVar("A8")
 A9 = TypeVar("A9")
 A10 = TypeVar("A10")
+
+
+class PlainFunction(Protocol):
+    """To a type checker: a lambda or `def` that is no step. (A step is callable, too.)"""
+
+    @property
+    def __code__(self) -> CodeType: ...
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
 class Context(ContextBase):
@@ -80,7 +91,7 @@ class Context(ContextBase):
     ) -> StepFuture[T]: ...
     @overload
     def step(
-        self, function: Callable[..., Any], /, *args: Any, **kwargs: Any
+        self, function: PlainFunction | partial[Any], /, *args: Any, **kwargs: Any
     ) -> StepFuture[Any]: ...
     def step(
         self,
@@ -368,7 +379,7 @@ class Context(ContextBase):
     def map(
         self,
         name: str,
-        function: Callable[..., Any],
+        function: PlainFunction | partial[Any],
         items: Iterable[A],
         *,
         key: Callable[[A], str] | None = ...,
@@ -621,7 +632,9 @@ def decoded(request: GroupRequest, values: list[bytes | None]) -> list[Any]:
         return []
     first = definitions[0]
     if first.returns.plain and definitions.count(first) == len(definitions) and None not in values:
-        return orjson.loads(b"[" + b",".join(values) + b"]")  # type: ignore[no-any-return, arg-type]
+        joined = b"[" + b",".join(values) + b"]"  # type: ignore[arg-type]
+        if b"[ " not in joined and b", " not in joined:  # no integer beyond 64 bits, at a glance
+            return orjson.loads(joined)  # type: ignore[no-any-return]
     return [
         None if value is None else definition.returns.decode(value)
         for definition, value in zip(definitions, values, strict=True)
@@ -629,18 +642,19 @@ def decoded(request: GroupRequest, values: list[bytes | None]) -> list[Any]:
 
 
 # What a context records of the world is steps like any other, run in the worker's own process.
+# Their names are in every recorded run: they stay when the functions move.
 
 
-@step(where="coordinator")
+@step(name="kagzi.now", where="coordinator")
 async def _now() -> datetime:
     return datetime.now(UTC)
 
 
-@step(where="coordinator")
+@step(name="kagzi.random", where="coordinator")
 async def _random() -> float:
     return random.random()
 
 
-@step(where="coordinator")
+@step(name="kagzi.uuid4", where="coordinator")
 async def _uuid4() -> UUID:
     return UUID(bytes=os.urandom(16), version=4)

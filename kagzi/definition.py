@@ -158,7 +158,7 @@ class Definition:
         self.memo = memo
         self.memo_ttl_s = None if memo_ttl is None else check_duration_s("memo_ttl", memo_ttl)
         self.memo_version = str(memo_version)
-        self.wants_context = wants_context(target)
+        self.wants_context = wants_context(function)
         if self.wants_context and not self.is_async:
             raise InvalidDefinition(
                 f"{located(function)} is a sync function with a Context parameter: "
@@ -175,7 +175,7 @@ class Definition:
                 "move it to the top level of a module, or leave out where='pool'"
             )
         self.in_pool = registered and self.reference is not None and where != "coordinator"
-        self.arguments = ArgumentsCodec(target, skip_first=self.wants_context)
+        self.arguments = ArgumentsCodec(function, skip_first=self.wants_context)
         self.returns: Codec[Any] = self.arguments.returns
 
     def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
@@ -252,7 +252,7 @@ def wants_context(function: Callable[..., Any]) -> bool:
     annotation = parameters[0].annotation
     if isinstance(annotation, str):
         name = annotation.strip("'\" ")
-        found = getattr(function, "__globals__", {}).get(name)
+        found = getattr(unwrapped(function), "__globals__", {}).get(name)
         if not isinstance(found, type):
             return name == "Context" or name.endswith(".Context")
         annotation = found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
 from types import TracebackType
@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, RenderableType
+from rich.console import Console, JustifyMethod, RenderableType
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -69,11 +69,11 @@ _LOOKS: dict[str, Any] = {
 }
 
 
-def make_table(*columns: str, title: str | None = None, **right: bool) -> Table:
+def make_table(*columns: str, right: Container[str] = (), title: str | None = None) -> Table:
     """A table; the columns in `right` are numbers."""
     table = Table(title=title, **_LOOKS)
     for column in columns:
-        justify: Any = "right" if right.get(column.replace("-", "_")) else "left"
+        justify: JustifyMethod = "right" if column in right else "left"
         table.add_column(column, justify=justify, no_wrap=justify == "right")
     return table
 
@@ -90,7 +90,8 @@ def print_runs(runs: Sequence[RunSummary]) -> None:
     if not runs:
         console.print("no runs")
         return
-    table = make_table("run", "workflow", "status", "created", "took", "error", took=True)
+    columns = ("run", "workflow", "status", "created", "took", "error")
+    table = make_table(*columns, right={"took"})
     for run in runs:
         table.add_row(
             Text(clean(run.id)),
@@ -157,12 +158,12 @@ def _head(details: RunDetails) -> RenderableType:
 
 
 def _groups(details: RunDetails) -> RenderableType:
-    numbers = {"steps", "ok", "failed", "replayed", "wall", "sum", "speed_up", "longest"}
+    numbers = {"steps", "ok", "failed", "replayed", "wall", "sum", "speed-up", "longest"}
     table = make_table(
         *("group", "kind", "steps", "ok", "failed", "replayed", "wall", "sum", "speed-up"),
         *("longest", "decision"),
         title="Groups",
-        **dict.fromkeys(numbers, True),
+        right=numbers,
     )
     for group in details.groups:
         table.add_row(
@@ -199,7 +200,7 @@ def _timeline(details: RunDetails, everything: bool) -> RenderableType:
     table.add_column("at", justify="right", no_wrap=True)
     table.add_column("took", justify="right", no_wrap=True)
     table.add_column("where", no_wrap=True)
-    table.add_column(f"time, {length} in all", ratio=1, min_width=16)
+    table.add_column(f"0 to {length}", ratio=1, min_width=16)
     for row in rows_of(details, everything):
         label = Text("  " * row.depth + clean(row.label))
         if row.step is not None:
@@ -259,12 +260,9 @@ def _attempts(
     start = span_of(details)[0]
     most = len(attempts) if everything else 20
     table = make_table(
-        *("step", "attempt", "at", "took", "error", "next-at"),
+        *("step", "attempt", "at", "took", "error", "next at"),
         title="Failed attempts",
-        attempt=True,
-        at=True,
-        took=True,
-        next_at=True,
+        right={"attempt", "at", "took", "next at"},
     )
     for one in attempts[:most]:
         error = f"{one.error.type.removeprefix('builtins.')}: {one.error.message}"

@@ -1,3 +1,3 @@
 """Lists the fixtures; each file holds those of one subject."""
 
-pytest_plugins = ["tests.fix_db", "tests.fix_engine"]
+pytest_plugins = ["tests.fix_db", "tests.fix_engine", "tests.fix_faults", "tests.fix_proxy"]

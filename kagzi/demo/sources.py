@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _ELSEWHERE = frozenset({"site-packages", "dist-packages", "__pycache__"})
+MOST_NAME_BYTES = 200
 _BRANCHES = (
     *(ast.If, ast.IfExp, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.BoolOp),
     *(ast.comprehension, ast.Assert, ast.match_case),
@@ -47,28 +48,27 @@ def standard_library() -> str:
 
 
 def find_sources(folder: str, full: bool) -> list[SourceFile]:
-    """Every Python file below a folder, by name; installed packages are left out.
+    """Every Python file below a folder, by name; not installed packages, nor odd file names.
 
     Args:
         full: Also the standard library's own test suite.
     """
     found = []
+    names: dict[str, int] = {}
     skipped = _ELSEWHERE if full else _ELSEWHERE | {"test"}
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(set(folders) - skipped)
         for file in files:
             path = Path(parent, file)
-            if path.suffix == ".py" and path.is_file():
+            if path.suffix == ".py" and path.is_file() and str(path).isprintable():
                 about = path.stat()
                 name = ".".join(path.relative_to(folder).with_suffix("").parts)
-                found.append(
-                    SourceFile(_printable(name), str(path), about.st_size, about.st_mtime_ns)
-                )
+                name = name.replace("#", "_").encode()[-MOST_NAME_BYTES:].decode(errors="ignore")
+                known = names[name] = names.get(name, 0) + 1
+                if known > 1:  # a/b.py beside a.b.py
+                    name += f"~{known}"
+                found.append(SourceFile(name, str(path), about.st_size, about.st_mtime_ns))
     return sorted(found, key=lambda source: source.name)
-
-
-def _printable(name: str) -> str:
-    return "".join(c if c.isprintable() and c not in "/#" else "_" for c in name).strip()
 
 
 def measure_source(source: SourceFile) -> Measures:

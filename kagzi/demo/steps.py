@@ -7,7 +7,7 @@ import os
 import platform
 import time
 import tokenize
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -26,21 +26,21 @@ class Report:
 
     Attributes:
         python: Which Python's parser it was.
-        files: How many there are, with those that cannot be parsed.
-        unparsable: Name of a file to the parser's message.
+        measures: Of each file that it can parse.
+        unparsable: Name of each other file to the parser's message.
         counted_by: The implementation that won the race.
         counted_lines: Of the largest files, by the winner.
     """
 
     python: str
-    files: int
-    lines: int
-    functions: int
-    classes: int
-    branches: int
+    measures: list[Measures]
     unparsable: dict[str, str]
-    counted_by: str
-    counted_lines: int
+    counted_by: str = ""
+    counted_lines: int = 0
+
+    @property
+    def files(self) -> int:
+        return len(self.measures) + len(self.unparsable)
 
 
 @kagzi.step(retry=Retry.fixed(3, 0.2, on=ConnectionError))
@@ -61,8 +61,7 @@ async def count_by_bytes(paths: list[str]) -> int:
     """Lines of these files: newlines are counted."""
     lines = 0
     for path in paths:
-        lines += Path(path).read_bytes().count(b"\n")
-        await asyncio.sleep(0)  # here a loser can be stopped
+        lines += (await asyncio.to_thread(Path(path).read_bytes)).count(b"\n")
     return lines
 
 
@@ -71,12 +70,13 @@ async def count_by_tokens(paths: list[str]) -> int:
     """Lines of these files: each is taken apart into tokens. The slower way."""
     lines = 0
     for path in paths:
-        with open(path, "rb") as file:
-            for token in tokenize.tokenize(file.readline):
-                last = token.end[0]
-        lines += last - 1
-        await asyncio.sleep(0)
+        lines += await asyncio.to_thread(_last_line, path)
     return lines
+
+
+def _last_line(path: str) -> int:
+    with open(path, "rb") as file:
+        return max(token.end[0] for token in tokenize.tokenize(file.readline)) - 1
 
 
 @kagzi.step(cpu=True, memo="global", memo_ttl=timedelta(days=1))
@@ -119,7 +119,8 @@ async def analyse(ctx: Context, folder: str, full: bool, tour: str) -> Report:
         keys=[source.name for source in sources],
         on_error=ErrorStrategy.COLLECT_ALL,
     )
-    return _report(python, sources, measured, counted.id.rpartition("/")[2], counted.value)
+    report = _report(python, sources, measured)
+    return replace(report, counted_by=counted.id.rpartition("/")[2], counted_lines=counted.value)
 
 
 @kagzi.workflow
@@ -135,28 +136,15 @@ async def analyse_before_witness(
         keys=[source.name for source in sources],
         on_error=ErrorStrategy.COLLECT_ALL,
     )
-    return _report(python, sources, measured, "", 0)
+    return _report(python, sources, measured)
 
 
-def _report(
-    python: str,
-    sources: list[SourceFile],
-    measured: ParallelResult[Measures],
-    counted_by: str,
-    counted_lines: int,
-) -> Report:
-    values = [value for value in measured.values if value is not None]
+def _report(python: str, sources: list[SourceFile], measured: ParallelResult[Measures]) -> Report:
     return Report(
         python,
-        len(sources),
-        sum(value.lines for value in values),
-        sum(value.functions for value in values),
-        sum(value.classes for value in values),
-        sum(value.branches for value in values),
+        [value for value in measured.values if value is not None],
         {
             sources[index].name: f"{error.type.rpartition('.')[2]}: {error.message}"
             for index, error in measured.errors.items()
         },
-        counted_by,
-        counted_lines,
     )

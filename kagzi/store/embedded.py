@@ -50,7 +50,7 @@ LINGER_S = 5.0
 
 _LOCK_POLL_S = 0.01
 _START_TIMEOUT_S = 120.0
-_SUPERVISORS_TRIED = 3
+_SUPERVISORS_TRIED = 5
 _WATCH_S = 1.0
 _SOCKET_PATH_LIMIT_BYTES = 100  # the kernel's limit: 103 on macOS, 107 on Linux
 _SERVER_USERS = ("postgres", "_postgres", "nobody")  # whom the server runs as when we are root
@@ -406,6 +406,8 @@ def _spawn_supervisor(plan: supervisor.Plan, folder: Path) -> bool:
                 check=True,
             )
         except subprocess.CalledProcessError as error:
+            if error.returncode < 0:
+                return False
             raise EmbeddedServerFailed(f"The supervisor cannot be started: {error}") from error
         finally:
             os.close(write_fd)

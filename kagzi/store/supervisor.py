@@ -35,8 +35,10 @@ READY, STARTING, ABSENT = "ready", "starting", "absent"
 
 _TICK_S = 0.25
 _STARTING_TICK_S = 0.01
+_RESTART_MIN_S = 0.1
 _RESTART_MAX_S = 5.0
-_FAILURES_FORGIVEN = 8  # about 15 s
+_PREDECESSOR_WAIT_S = 0.2
+_FAILURES_FORGIVEN = 100  # while a predecessor is in the way: 20 s and more
 _FAST_STOP_S = 30.0
 _IMMEDIATE_STOP_S = 5.0
 _LOG_LIMIT_BYTES = 8 * 1024 * 1024
@@ -138,7 +140,8 @@ class Supervisor:
         self.child: subprocess.Popen[bytes] | None = None
         self.has_adopted = False
         self.is_ready = False
-        self.failures = 0
+        self.failures = 0  # since it was last ready
+        self.restart_wait_s = 0.0
         self.idle_since: float | None = None  # wall clock, comparable with the lock file's mtime
         self.stop_signalled = False
         self.log_offset = 0
@@ -196,19 +199,24 @@ class Supervisor:
         if probe(self.plan.sockets) == READY:
             self.is_ready = True
             self.failures = 0
+            self.restart_wait_s = 0.0
             self._report("ready")
 
     def _gives_up(self) -> bool:
         """After a first start that failed for good; later ones are tried again and again."""
         if self.child is None:
             return False
-        log(f"Postgres ended with {self.child.returncode}")
-        self.failures += 1
         ended = self.child.returncode
         self.child = None
-        if self.report_fd < 0 or ended == -signal.SIGKILL:
-            return False
-        if self.failures < _FAILURES_FORGIVEN and self._a_predecessor_is_in_the_way():
+        log(f"Postgres ended with {ended}")
+        self.failures += 1
+        if self._a_predecessor_is_in_the_way():
+            self.restart_wait_s = _PREDECESSOR_WAIT_S
+            forgiven = self.failures < _FAILURES_FORGIVEN
+        else:
+            self.restart_wait_s = min(max(_RESTART_MIN_S, 2 * self.restart_wait_s), _RESTART_MAX_S)
+            forgiven = ended == -signal.SIGKILL
+        if forgiven or self.report_fd < 0:
             return False
         self._report(f"postgres ended with {ended}")
         return True
@@ -224,8 +232,7 @@ class Supervisor:
         plan = self.plan
         self.is_ready = False
         self.has_adopted = False
-        if self.failures > 0:
-            self._sleep(min(0.1 * 2 ** min(self.failures - 1, 10), _RESTART_MAX_S))
+        self._sleep(self.restart_wait_s)
         disown_lock_file(f"{plan.data}/postmaster.pid", plan.data)
         disown_lock_file(f"{socket_path(plan.sockets)}.lock", plan.data)
         with open_log(f"{plan.folder}/{SERVER_LOG}") as server_log:
@@ -330,7 +337,7 @@ def disown_lock_file(path: str, data: str) -> None:
     Source: PostgreSQL, src/backend/utils/init/miscinit.c, CreateLockFile.
     """
     pid = read_pid(path)
-    if pid is None or is_postmaster(pid, data):
+    if pid is None or pid == os.getpid() or is_postmaster(pid, data):
         return
     try:
         os.kill(pid, 0)

@@ -299,7 +299,24 @@ class Rounded:
         super().__setattr__(name, value + 1)
 
 
+@dataclasses.dataclass
+class Behind:
+    value: int
+
+
+def _doubled(self: Any) -> int:
+    return int(self.__dict__["value"]) * 2
+
+
+def _set_value(self: Any, value: int) -> None:
+    self.__dict__["value"] = value
+
+
+Behind.value = property(_doubled, _set_value)  # type: ignore[assignment]
+
+
 def test_class_whose_attributes_run_code_is_compared() -> None:
+    assert refusal(Behind, Behind(1)).path == "$.value"
     assert refusal(Masked, Masked(1)).path == "$.value"
     value = Rounded(1)
     codec = codec_for(Rounded)

