@@ -20,6 +20,7 @@ from kagzi.model import (
     RunDetails,
     RunStatus,
     RunSummary,
+    check_count,
     check_duration_s,
     check_name,
 )
@@ -117,7 +118,7 @@ class Client:
 
     async def __aenter__(self) -> Client:
         refuse_import()
-        dsn = self._dsn or os.environ.get("DATABASE_URL")
+        dsn = self._dsn or os.environ.get("DATABASE_URL") or None
         if dsn is None:
             self._server = await asyncio.to_thread(attach, self._data_folder)
             dsn = self._server.dsn
@@ -220,8 +221,10 @@ class Client:
         limit: int = 50,
     ) -> list[RunSummary]:
         """The newest runs first."""
+        if status is not None and status not in tuple(RunStatus):
+            raise InvalidInput(f"status {status!r} is none of {', '.join(RunStatus)}")
         wanted = None if status is None else RunStatus(status).value
-        return await self._store.list_runs(wanted, workflow, limit)
+        return await self._store.list_runs(wanted, workflow, check_count("limit", limit))
 
     async def retry(
         self, run: UUID | str | RunHandle[Any], *, steps: list[str] | None = None
@@ -347,6 +350,8 @@ class Client:
             raise RunWasCancelled(f"run {name!r} was cancelled")
         assert error is not None, "a failed run says why"
         failure: RunFailed = kagzi_error_from(error, name)
+        if failure.traceback:
+            failure.add_note(f"Recorded in run {name!r}:\n{failure.traceback.rstrip()}")
         raise failure
 
 
@@ -390,6 +395,15 @@ def run(
     import uvloop
 
     refuse_import()
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        pass
+    else:
+        raise RuntimeError(
+            "kagzi.run() blocks, and an event loop runs here (a notebook has one): use "
+            "`async with kagzi.connect() as client, client.worker():` and `await` instead"
+        )
 
     async def main() -> T:
         async with connect(dsn) as client, client.worker(processes=processes):

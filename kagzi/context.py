@@ -18,6 +18,7 @@ from uuid import UUID
 
 import orjson
 
+from kagzi._core import hash_input
 from kagzi.definition import Call, StepFunction
 from kagzi.errors import AllStepsFailed, InvalidInput, StepFailed
 from kagzi.host import GroupOutcome, GroupRequest, Host, StepFuture, StepRequest
@@ -133,7 +134,7 @@ class Context(ContextBase):
         definition = call.definition
         data = definition.encode(call.args, call.kwargs)
         if id is not None:
-            step_id = scope.explicit_id(id)
+            step_id = scope.explicit_id(id, hash_input(definition.name, data))
         else:
             short = definition.short_name if name is None else check_name("step name", name)
             step_id = scope.next_id(short)

@@ -97,7 +97,11 @@ class Parameters:
                 self._refuse(f"has no argument {name!r} by keyword (its arguments: {known})")
 
     def _refuse(self, what: str) -> None:
-        raise InvalidArguments(f"{self.function_name}() {what}")
+        hint = ""
+        first = next(iter(self.positional), "")
+        if first in ("ctx", "context") and self.annotations[first] is _EMPTY:
+            hint = f"; to receive a Context there, annotate it as `{first}: Context`"
+        raise InvalidArguments(f"{self.function_name}() {what}{hint}")
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature:

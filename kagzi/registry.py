@@ -6,7 +6,7 @@ A decorated function stays callable as it was; `.bind` makes a call of it, not s
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from datetime import timedelta
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
 
@@ -212,8 +212,13 @@ def definition_of(target: object) -> Definition:
         )
     if isinstance(target, Workflow):
         raise InvalidDefinition(f"{target!r} is a workflow, not a step")
+    if isinstance(target, Iterable):
+        raise InvalidDefinition(
+            f"a step must be a function or a call, got {target!r}; for a list of calls there is "
+            "ctx.parallel_vec(name, calls)"
+        )
     if not callable(target):
-        raise InvalidDefinition(f"a step must be a function, got {target!r}")
+        raise InvalidDefinition(f"a step must be a function or a call, got {target!r}")
     return Definition(target, registered=False)
 
 

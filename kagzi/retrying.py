@@ -76,6 +76,17 @@ def plan_retry(
     return cleared_steps, cleared_groups
 
 
+def outer_steps(steps: Iterable[str], groups: Iterable[str]) -> set[str]:
+    """Paths that have others below them."""
+    found: set[str] = set()
+    for path in [*steps, *groups]:
+        above = path.rpartition(SEPARATOR)[0]
+        while above and above not in found:
+            found.add(above)
+            above = above.rpartition(SEPARATOR)[0]
+    return found
+
+
 async def retry_run(store: Store, run_id: UUID, name: str, named: list[str]) -> None:
     """Clear and restart, in one transaction. See `Client.retry`."""
     queries = store.queries
@@ -100,8 +111,19 @@ async def retry_run(store: Store, run_id: UUID, name: str, named: list[str]) -> 
                 raise UnknownStep(f"run {name!r} has no step {path!r}")
             if not steps[path].failed:
                 raise InvalidInput(f"step {path!r} of run {name!r} has not failed")
-        causes = [*(failed_steps(error) if error else ()), *named]
-        timed_out = timed_out_groups(error) if error else []
+        causes = dict.fromkeys([*(failed_steps(error) if error else ()), *named])
+        timed_out = dict.fromkeys(timed_out_groups(error) if error else ())
+        outer = outer_steps(steps, groups)
+        unread = outer & causes.keys()
+        while unread:  # what failed within an outer step is in that step's own error
+            cursor = await connection.execute(
+                queries["load_errors"].encode(), {"id": run_id, "step_ids": sorted(unread)}
+            )
+            read = causes.keys() & outer
+            for (inner_error,) in await cursor.fetchall():
+                causes.update(dict.fromkeys(failed_steps(inner_error)))
+                timed_out.update(dict.fromkeys(timed_out_groups(inner_error)))
+            unread = (outer & causes.keys()) - read
         step_ids, paths = plan_retry(steps, groups, causes, timed_out)
         await connection.execute(
             queries["delete_steps"].encode(), {"id": run_id, "step_ids": sorted(step_ids)}

@@ -227,11 +227,6 @@ class LiveRun:
             return StepFuture(request.id, self.loop)
         known = self._shared.get(request.id)
         if known is not None:
-            if not (request.explicit or scope.base):
-                raise StepConflict(
-                    f"step {request.id!r} takes its id from its function's name, and that is in "
-                    "use as an explicit id; give one of them another"
-                )
             if not known.is_same(request.definition, request.input):
                 raise StepConflict(
                     f"step id {request.id!r} is in use for {known.definition.name!r} with "

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from kagzi.errors import InvalidName, NestingTooDeep
+from kagzi.errors import InvalidName, NestingTooDeep, StepConflict
 from kagzi.model import MAX_NESTING, MAX_STEP_ID_BYTES, NUMBER_SIGN, SEPARATOR, check_name
 
 _KEY_ESCAPES = re.compile(r"[/#%\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -27,26 +27,67 @@ class Scope:
         depth: Steps of groups around this place.
     """
 
-    __slots__ = ("_counts", "_unnamed", "base", "deadlines", "depth", "owner", "path", "run")
+    __slots__ = (
+        "_counts",
+        "_explicit",
+        "_unnamed",
+        "base",
+        "deadlines",
+        "depth",
+        "owner",
+        "path",
+        "root",
+        "run",
+    )
 
     def __init__(self, base: str = "", path: str | None = None, depth: int = 0) -> None:
         self.base = base
         self.path = base if path is None else path
         self.depth = depth
+        self.root = self  # where explicit ids belong, for every branch of this place
         self.owner: Any = None  # the step whose body this is, if any
         self.run: Any = None
         self.deadlines: list[Any] = []  # expired ones around the code that runs here, on replay
         self._counts: dict[str, int] = {}
+        self._explicit: dict[str, object] = {}
         self._unnamed: Branch | None = None
 
     def next_id(self, name: str) -> str:
-        """Id of the next step or group of this name: `name`, then `name#2` and so on."""
+        """Id of the next step or group of this name: `name`, then `name#2` and so on.
+
+        Raises:
+            StepConflict: The name is in use as an explicit id.
+        """
         self.settle_branch()
+        if name in self._explicit:
+            raise StepConflict(
+                f"{joined(self.path, name)!r} would be the id of an unnamed step or group, and is "
+                "in use as an explicit id; give one of them another"
+            )
         return joined(self.path, self._numbered(name))
 
-    def explicit_id(self, name: str) -> str:
-        """Id that `id=name` stands for: the same from every task of a run or step body."""
-        return joined(self.base, check_name("step id", name, MAX_STEP_ID_BYTES))
+    def explicit_id(self, name: str, work: object = None) -> str:
+        """Id that `id=name` stands for: the same from every task of a run or step body.
+
+        Args:
+            work: What is to be done under it, for comparison.
+
+        Raises:
+            StepConflict: The id is in use for other work.
+        """
+        path = joined(self.base, check_name("step id", name, MAX_STEP_ID_BYTES))
+        root = self.root
+        if name in root._counts:
+            raise StepConflict(
+                f"step id {path!r} is in use for an unnamed step or group of this name; "
+                "give one of them another"
+            )
+        if root._explicit.setdefault(name, work) != work:
+            raise StepConflict(
+                f"step id {path!r} is in use with another function or input; "
+                "give one of them another id"
+            )
+        return path
 
     def branch(self, name: Callable[[], str]) -> Branch:
         """Scope of a task made here. `name` is asked at the next event, when the task has one."""
@@ -63,6 +104,7 @@ class Scope:
                 self.base, joined(self.path, self._numbered(name[:120])), self.depth
             )
             branch.scope.owner, branch.scope.run = self.owner, self.run
+            branch.scope.root = self.root
             branch.name = str  # the task's coroutine is not kept alive
 
     def check_depth(self, path: str) -> None:

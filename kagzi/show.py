@@ -27,7 +27,7 @@ from kagzi.model import (
 )
 from kagzi.timeline import STATUS_STYLES, Bar, Row, rows_of, span_of
 
-PIPED_WIDTH = 120
+PIPED_WIDTH = 140
 BY_MEMO = -1  # the process id of a step that an earlier run's result answered
 
 
@@ -194,13 +194,13 @@ def _timeline(details: RunDetails, everything: bool) -> RenderableType:
     whole = span_of(details)
     length = seconds((whole[1] - whole[0]).total_seconds())
     table = Table(title="Steps", expand=True, **_LOOKS)
-    table.add_column("step or group", overflow="fold", max_width=44)
+    table.add_column("step or group", overflow="fold", max_width=40)
     table.add_column("status", no_wrap=True)
     table.add_column("attempts", justify="right", no_wrap=True)
     table.add_column("at", justify="right", no_wrap=True)
     table.add_column("took", justify="right", no_wrap=True)
-    table.add_column("where", no_wrap=True)
-    table.add_column(f"0 to {length}", ratio=1, min_width=16)
+    table.add_column("process", no_wrap=True)
+    table.add_column(f"0 to {length}", ratio=1, min_width=24)
     for row in rows_of(details, everything):
         label = Text("  " * row.depth + clean(row.label))
         if row.step is not None:
@@ -230,28 +230,27 @@ def _add_step(
 def _add_group(table: Table, label: Text, row: Row, whole: tuple[datetime, datetime]) -> None:
     group, members = row.group, row.members
     start, end = min(s for s, _ in row.spans), max(e for _, e in row.spans)
-    took_s = (end - start).total_seconds()
-    remark = f"{len(members):,} steps"
+    remarks = [f"{len(members):,} steps"]
     if group is not None:
-        start, took_s = group.started_at, group.wall_s
+        start, end = min(start, group.started_at), max(end, group.completed_at)
         if len(members) < group.size:
-            remark = f"{len(members):,} of {group.size:,} steps"
-        remark += f", {group.speedup:.1f}x"
+            remarks = [f"{len(members):,} of {group.size:,} steps"]
+        remarks.append(f"{group.speedup:.1f}x")
     label.stylize("bold")
-    label.append(f"  ({remark})", style="dim")
-    shown = _styled("open" if group is None else "completed")
+    label.append(f"  ({', '.join(remarks)})", style="dim")
     failed = sum(step.status == "failed" for step in members)
+    status = _styled("open" if group is None else "completed")
     if failed:
-        shown.append(f", {failed} failed", style="red")
+        status = Text(f"{failed:,} failed", style="red")
     at = f"+{seconds((start - whole[0]).total_seconds())}"
-    bar = Bar(row.spans, whole, "bold blue")
-    table.add_row(label, shown, "", at, seconds(took_s), "", bar)
+    took = seconds((end - start).total_seconds())
+    table.add_row(label, status, "", at, took, "", Bar(row.spans, whole, "bold blue"))
 
 
 def _place(step: StepRecord) -> str:
     if step.process_id == BY_MEMO:
         return "memo"
-    return f"process {step.process_id}" if step.process_id else "coordinator"
+    return str(step.process_id) if step.process_id else "coordinator"
 
 
 def _attempts(
@@ -272,7 +271,7 @@ def _attempts(
             str(one.attempt),
             f"+{seconds((one.started_at - start).total_seconds())}",
             seconds((one.completed_at - one.started_at).total_seconds()),
-            Text(clean(error, 300)),
+            Text(clean(error, 200)),
             f"+{then}" if then else "never",
         )
     if len(attempts) > most:

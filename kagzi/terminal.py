@@ -113,8 +113,10 @@ class Commands(click.Group):
             say(f"kagzi: {explain(error)}")
         except Stopped as stopped:
             code = 128 + stopped.number
-            say(f"kagzi: {stopped}; run {stopped.run_id!r} was given back, and goes on where a")
-            say(f"worker serves it, or with the same command and --id {stopped.run_id}")
+            say(
+                f"kagzi: {stopped}; run {stopped.run_id!r} was given back and goes on where a "
+                f"worker serves it, or by the same command with --id {stopped.run_id}"
+            )
         except KeyboardInterrupt:
             code = 130
             say("kagzi: interrupted")

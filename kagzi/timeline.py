@@ -13,7 +13,8 @@ from rich.text import Text
 from kagzi.model import GroupRecord, RunDetails, StepRecord
 
 _HEIGHTS, _ASCII_HEIGHTS = " ▁▂▃▄▅▆▇█", " .:-=+*#@"
-MOST_MEMBERS = 8
+MOST_MEMBERS = 6
+MOST_ROWS = 200
 STATUS_STYLES = {
     "completed": "green",
     "failed": "red",
@@ -50,7 +51,11 @@ def rows_of(details: RunDetails, everything: bool) -> list[Row]:
     Args:
         everything: Else of a large group only the failed and the slowest steps.
     """
-    return _Picture(details, everything).rows()
+    rows = _Picture(details, everything).rows()
+    if not everything and len(rows) > MOST_ROWS:
+        left = len(rows) - MOST_ROWS
+        rows[MOST_ROWS:] = [Row(f"… {left:,} more lines; --all shows them", 0)]
+    return rows
 
 
 class _Picture:
@@ -112,9 +117,10 @@ def _worth_showing(members: list[StepRecord]) -> list[StepRecord]:
     if len(members) <= MOST_MEMBERS:
         return members
     by_time = sorted(members, key=lambda step: step.duration_s, reverse=True)
-    failed = [step for step in members if step.status == "failed"]
-    chosen = {step.id for step in (failed + by_time)[: MOST_MEMBERS - 3]}
-    return [step for step in members if step.id in chosen]
+    failed = [step for step in by_time if step.status == "failed"]
+    chosen = dict.fromkeys(step.id for step in (*failed[: MOST_MEMBERS // 2], *by_time))
+    shown = set(list(chosen)[:MOST_MEMBERS])
+    return [step for step in members if step.id in shown]
 
 
 def span_of(details: RunDetails) -> tuple[datetime, datetime]:

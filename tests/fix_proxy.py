@@ -1,8 +1,8 @@
 """A proxy before Postgres that sees every message, and cuts or holds a connection at any of them.
 
 It runs in the test's own event loop. Each message goes through `Proxy.hook`, which may wait (the
-message is held meanwhile) and says whether it is passed on; if not, both sides are cut there: what
-went before has arrived.
+message is held meanwhile) and says whether it, or what instead of it, is passed on; if not, both
+sides are cut there: what went before has arrived.
 
 Source: PostgreSQL manual, "Frontend/Backend Protocol", "Message Formats".
 """
@@ -75,7 +75,7 @@ class Link:
         return self.application_name.startswith("kagzi:")
 
 
-Hook = Callable[[Link, Message], Awaitable[bool]]
+Hook = Callable[[Link, Message], Awaitable[bool | Message]]
 
 
 async def pass_all(link: Link, message: Message) -> bool:
@@ -89,6 +89,7 @@ class Proxy:
         hook: Asked about every message of every connection but those at its start.
         links: Every connection so far, in order.
         refusing: New connections are closed at once, as if the server were down.
+        refusal: New connections get this error, an SQLSTATE and a text.
     """
 
     def __init__(self, server_dsn: str) -> None:
@@ -96,6 +97,7 @@ class Proxy:
         self.hook: Hook = pass_all
         self.links: list[Link] = []
         self.refusing = False
+        self.refusal: tuple[str, str] | None = None
         self.dsn = ""
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -134,7 +136,11 @@ class Proxy:
         pumps: list[asyncio.Task[None]] = []
         try:
             startup = await self._startup(reader, writer)
-            if startup is None or self.refusing:
+            if self.refusing:
+                return
+            if self.refusal is not None:
+                writer.write(_error(*self.refusal).packed())
+                await writer.drain()
                 return
             server_reader, server_writer = await self._connect()
             writers.append(server_writer)
@@ -163,7 +169,7 @@ class Proxy:
 
     async def _startup(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> bytes | None:
+    ) -> bytes:
         while True:
             (length,) = struct.unpack("!I", await reader.readexactly(4))
             startup = await reader.readexactly(length - 4)
@@ -191,11 +197,18 @@ class Proxy:
                 (length,) = struct.unpack("!I", await reader.readexactly(4))
                 message = Message(from_client, kind, await reader.readexactly(length - 4))
                 link.seen.append(message)
-                if not await self.hook(link, message):
+                answer = await self.hook(link, message)
+                if not answer:
                     await writer.drain()
                     return
-                writer.write(message.packed())
+                writer.write((answer if isinstance(answer, Message) else message).packed())
                 await writer.drain()
+
+
+def _error(state: str, text: str) -> Message:
+    fields = {"S": "FATAL", "V": "FATAL", "C": state, "M": text}
+    packed = b"".join(f"{kind}{content}".encode() + b"\0" for kind, content in fields.items())
+    return Message(False, "E", packed + b"\0")
 
 
 def _application_name(startup: bytes) -> str:

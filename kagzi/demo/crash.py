@@ -71,7 +71,7 @@ async def show_crash(
         teller.fact(
             "killed",
             f"worker {worker.pid} got SIGKILL; {len(committed):,} of {len(sources):,} files had a "
-            f"checkpoint, and the run was {at_death.status}",
+            f"checkpoint",
             "bold red",
         )
         async with _worker(command, environment, SECOND, Path(scratch)) as worker:
@@ -84,30 +84,39 @@ async def show_crash(
         begun = _read_witness(witness)
     details = await handle.describe()
     measured = {step.id for step in details.steps if step.group_path == GROUP}
-    repeated = sorted(committed & set(begun[SECOND]))
     told = {
         "run": run_id,
         "folder": chosen,
         "files": len(sources),
-        "committed_at_kill": len(committed),
-        "begun_by_first": len(begun[FIRST]),
-        "begun_by_second": len(begun[SECOND]),
-        "cut_off": len(set(begun[FIRST]) - committed),
-        "repeated": repeated,
         "seconds_to_finish": took_s,
         "drained": drained,
+        **judge(committed, measured, begun[FIRST], begun[SECOND]),
     }
-    told["holds"] = (
-        not repeated
-        and not at_death.status.is_terminal
-        and 0 < len(committed) < len(sources)
-        and len(measured) == len(sources)
-        and measured - committed <= set(begun[SECOND])
-        and len(begun[SECOND]) == len(set(begun[SECOND]))
-        and drained
-    )
+    told["holds"] = told["holds"] and drained and len(measured) == len(sources)
     _tell(teller, told)
     return told
+
+
+def judge(
+    committed: set[str], measured: set[str], first: list[str], second: list[str]
+) -> dict[str, Any]:
+    """Compare what had a checkpoint at the kill, what has one now, and whose bodies began.
+
+    `holds`: the kill came half-way, the second worker began no committed step, and began each
+    other one once.
+    """
+    repeated = sorted(committed & set(second))
+    return {
+        "committed_at_kill": len(committed),
+        "begun_by_first": len(first),
+        "begun_by_second": len(second),
+        "cut_off": len(set(first) - committed),
+        "repeated": repeated,
+        "holds": not repeated
+        and 0 < len(committed) < len(measured)
+        and committed <= set(first)
+        and sorted(second) == sorted(measured - committed),
+    }
 
 
 def _tell(teller: Teller, told: dict[str, Any]) -> None:
@@ -123,7 +132,7 @@ def _tell(teller: Teller, told: dict[str, Any]) -> None:
         f"of {told['committed_at_kill']:,} committed steps, {len(told['repeated']):,} ran again",
     )
     if not told["holds"] and not told["repeated"]:
-        teller.verdict(False, "yet it proves nothing: the kill came too early, or too late")
+        teller.verdict(False, "this proves nothing: the kill came too early, or too late")
     teller.fact("look at it", f"kagzi show {told['run']}")
 
 

@@ -51,7 +51,9 @@ class Teller:
         self.console.print(line, soft_wrap=not self.console.is_terminal)
 
     def verdict(self, holds: bool, text: str) -> None:
-        self.fact("yes" if holds else "NO", text, "green" if holds else "bold red")
+        """Whether what was promised held."""
+        shown = f"{'kept' if holds else 'BROKEN'}: {text}"
+        self.fact("promise", shown, "bold green" if holds else "bold red")
 
 
 class Bar:

@@ -1,4 +1,4 @@
-"""`kagzi demo`: an analysis, the same start again, and a new run that finds the first one's memos."""
+"""`kagzi demo`: an analysis, the same start again, and a new run that finds the first's memos."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def _tell(teller: Teller, details: RunDetails, report: Report, told: dict[str, A
         )
     teller.console.print(table)
     if not told["holds"]:
-        teller.verdict(False, "something is not as it should be; look at both runs")
+        teller.verdict(False, "not all of this is as it should be")
     teller.fact("look at it", f"kagzi show {told['run']}")
 
 

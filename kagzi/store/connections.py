@@ -19,8 +19,10 @@ IDLE_IN_TRANSACTION_S = 60
 # Classes of SQLSTATE that speak of the server or the connection, not of what was sent: connection
 # exceptions, insufficient resources, operator intervention, system errors, and a read-only server.
 _OUTAGE_CLASSES = ("08", "53", "57", "58", "XX")
-_OUTAGE_STATES = ("25006", "40001", "40P01", "55P03", "25P02", "25P03", "26000")
+_OUTAGE_STATES = ("25006", "40001", "40P01", "55P03", "25P02", "25P03", "26000", "42P05")
 _NOT_OUTAGE = ("57014",)
+
+_LIBPQ_HINT = re.compile(r"\s*Is the server running [^?]*\?")  # ours says more
 
 
 class Connector:
@@ -44,6 +46,12 @@ class Connector:
                 f"the connection string {redact(dsn)!r} cannot be read; "
                 "write postgresql://user@host:5432/database or key=value words"
             ) from None
+        if re.match(r"[a-z]+://[^?]*[@/][^?]*@", dsn):
+            # libpq ends the password there, and would show the rest of it as host or database.
+            raise InvalidDsn(
+                f"the connection string {redact(dsn)!r} has an '@' or '/' in its user name or "
+                "password: write %40 or %2F for it"
+            )
         self._parts.setdefault("connect_timeout", CONNECT_TIMEOUT_S)
         self._parts.setdefault("application_name", "kagzi")
 
@@ -72,7 +80,9 @@ class Connector:
     async def configure(self, connection: psycopg.AsyncConnection[Any]) -> None:
         """What each connection is told once."""
         await connection.execute(
-            f"SET idle_in_transaction_session_timeout = {IDLE_IN_TRANSACTION_S * 1000}".encode()
+            b"SELECT set_config('idle_in_transaction_session_timeout', %s, false),"
+            b" set_config('TimeZone', 'UTC', false)",
+            [f"{IDLE_IN_TRANSACTION_S}s"],
         )
 
     async def check_server(self) -> None:
@@ -115,6 +125,7 @@ class Connector:
     def explain(self, error: BaseException) -> str:
         """An error's text on one line, without the password."""
         text = " ".join(str(error).split()) or type(error).__name__
+        text = _LIBPQ_HINT.sub("", text)
         password = self._parts.get("password")
         return redact(text.replace(str(password), "***") if password else text)
 
@@ -124,7 +135,7 @@ class Connector:
 
 def redact(text: str) -> str:
     """A connection string, or a text that holds one, without its password."""
-    text = re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", text)
+    text = re.sub(r"(://[^:/@\s]*):.*@", r"\1:***@", text)
     return re.sub(r"(?i)(password\s*=\s*)('(?:[^'\\]|\\.)*'|\S+)", r"\1***", text)
 
 

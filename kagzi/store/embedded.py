@@ -16,14 +16,10 @@ import json
 import logging
 import math
 import os
-import pwd
-import re
 import select
 import shutil
-import stat
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import weakref
@@ -34,16 +30,9 @@ from urllib.parse import quote
 
 import platformdirs
 
-from kagzi.errors import EmbeddedServerFailed, InvalidInput, PostgresNotFound
-from kagzi.store import supervisor
-from kagzi.store.binaries import (
-    Identity,
-    Programs,
-    find_programs,
-    remove_copies,
-    run_as,
-    within_reach,
-)
+from kagzi.errors import EmbeddedServerFailed, InvalidInput
+from kagzi.store import cluster, supervisor
+from kagzi.store.binaries import find_programs, remove_copies, within_reach
 
 START_LOCK = "start.lock"
 LINGER_S = 5.0
@@ -52,16 +41,6 @@ _LOCK_POLL_S = 0.01
 _START_TIMEOUT_S = 120.0
 _SUPERVISORS_TRIED = 5
 _WATCH_S = 1.0
-_SOCKET_PATH_LIMIT_BYTES = 100  # the kernel's limit: 103 on macOS, 107 on Linux
-_SERVER_USERS = ("postgres", "_postgres", "nobody")  # whom the server runs as when we are root
-
-_SETTINGS = """
-# Set by kagzi when it made this folder; yours to change.
-max_connections = 100
-shared_buffers = 128MB
-fsync = on
-log_line_prefix = '%m [%p] %a '
-"""
 
 _logger = logging.getLogger("kagzi.embedded")
 
@@ -202,7 +181,7 @@ def _ignore(_line: str) -> None:
 
 
 def _attach(folder: Path, progress: Progress) -> EmbeddedServer:
-    _make_folder(folder)
+    cluster.make_folder(folder)
     users_fd = _open_lock(folder / supervisor.USERS_LOCK)
     try:
         # Waits here while a supervisor stops the server.
@@ -210,7 +189,7 @@ def _attach(folder: Path, progress: Progress) -> EmbeddedServer:
         os.utime(users_fd)
         if not _is_served(folder):
             _start_if_needed(folder, progress)
-        sockets = _socket_folder(folder)
+        sockets = cluster.socket_folder(folder)
         if sockets is None:
             raise EmbeddedServerFailed(f"{folder / 'run'} is gone while the server runs.")
         return EmbeddedServer(folder, sockets, users_fd)
@@ -220,7 +199,7 @@ def _attach(folder: Path, progress: Progress) -> EmbeddedServer:
 
 
 def _is_served(folder: Path) -> bool:
-    sockets = _socket_folder(folder)
+    sockets = cluster.socket_folder(folder)
     return (
         sockets is not None
         and _supervisor_lives(folder)
@@ -231,6 +210,8 @@ def _is_served(folder: Path) -> bool:
 def _start_if_needed(folder: Path, progress: Progress) -> None:
     """Until the server serves. A supervisor that is killed meanwhile is replaced."""
     with _start_lock(folder):
+        if _is_served(folder):  # another process was first
+            return
         for _ in range(_SUPERVISORS_TRIED):
             if _supervisor_lives(folder):
                 if _wait_until_served(folder, progress):
@@ -266,11 +247,11 @@ def _start(folder: Path, progress: Progress) -> bool:
     Returns:
         False when the supervisor died before the server was ready.
     """
-    identity = _server_identity(folder)
-    programs, data = _choose_programs(folder)
-    sockets = _make_socket_folder(folder, identity)
+    identity = cluster.server_identity(folder)
+    programs, data = cluster.choose_programs(folder)
+    sockets = cluster.make_socket_folder(folder, identity)
     if identity is not None:
-        _check_reach(folder, identity)
+        cluster.check_reach(folder, identity)
         programs = within_reach(programs, identity, folder)
         if supervisor.probe(str(sockets)) == supervisor.ABSENT:
             remove_copies(folder, keep=programs)
@@ -278,7 +259,7 @@ def _start(folder: Path, progress: Progress) -> bool:
         shutil.rmtree(draft, ignore_errors=True)
     if not data.exists():
         progress(f"creating a PostgreSQL {programs.version} database in {data}")
-        _create_cluster(programs, data, identity)
+        cluster.create_cluster(programs, data, identity)
     progress(f"starting PostgreSQL {programs.version} in {data}")
     plan = supervisor.Plan(
         folder=str(folder),
@@ -290,102 +271,6 @@ def _start(folder: Path, progress: Progress) -> bool:
         linger_s=_linger_s(),
     )
     return _spawn_supervisor(plan, folder)
-
-
-def _server_identity(folder: Path) -> Identity | None:
-    """Whom the server runs as, since Postgres refuses to be root. None: the present user."""
-    if os.geteuid() != 0:
-        return None
-    for cluster in _clusters(folder).values():
-        owner = cluster.stat()  # stays the same when a better user appears on this machine
-        return Identity(owner.st_uid, owner.st_gid)
-    for name in _SERVER_USERS:
-        with contextlib.suppress(KeyError):
-            entry = pwd.getpwnam(name)
-            return Identity(entry.pw_uid, entry.pw_gid)
-    raise EmbeddedServerFailed(
-        "Postgres refuses to run as root, and none of the users "
-        f"{', '.join(_SERVER_USERS)} exists here. Run kagzi as an ordinary user, or set "
-        "DATABASE_URL."
-    )
-
-
-def _clusters(folder: Path) -> dict[int, Path]:
-    """Data folders by major version, the newest first."""
-    found = {
-        int(name[1]): path
-        for path in folder.glob("pg*")
-        if (name := re.fullmatch(r"pg(\d+)", path.name)) and (path / "PG_VERSION").exists()
-    }
-    return dict(sorted(found.items(), reverse=True))
-
-
-def _choose_programs(folder: Path) -> tuple[Programs, Path]:
-    """Programs that fit the data that is there; a folder per major version, the newest first."""
-    clusters = _clusters(folder)
-    if not clusters or os.environ.get("KAGZI_PG_BIN"):
-        programs = find_programs()
-        return programs, folder / f"pg{programs.major}"
-    for major, cluster in clusters.items():
-        with contextlib.suppress(PostgresNotFound):
-            return find_programs(major), cluster
-    newest = max(clusters)
-    raise PostgresNotFound(
-        f"The data in {clusters[newest]} was made by PostgreSQL {newest}, and no programs of that "
-        "version were found. Install them (pip install 'kagzi[embedded]', or your distribution's "
-        "packages), set KAGZI_PG_BIN to their folder, or set KAGZI_DATA to another folder to "
-        "start with empty data."
-    )
-
-
-def _check_reach(folder: Path, identity: Identity) -> None:
-    """As root: whether the server's user can pass to its data. No folder is opened up for it."""
-    test = shutil.which("test") or "/usr/bin/test"
-    passed = subprocess.run([test, "-x", folder], cwd="/", check=False, **run_as(identity))
-    if passed.returncode != 0:
-        raise EmbeddedServerFailed(
-            f"As root, Postgres runs as user {identity.user}, which cannot reach {folder}. Set "
-            "KAGZI_DATA to a folder below ones that everybody may pass, such as /var/lib/kagzi."
-        )
-
-
-def _create_cluster(programs: Programs, data: Path, identity: Identity | None) -> None:
-    """All of it or nothing: made under another name, then renamed."""
-    draft = Path(tempfile.mkdtemp(prefix=f"{data.name}.new.", dir=data.parent))
-    try:
-        if identity is not None:
-            os.chown(draft, identity.user, identity.group)
-        initdb = [programs.initdb, "-D", str(draft), "-U", supervisor.USER]
-        options = ["--auth-local=trust", "--auth-host=reject", "-E", "UTF8", "--locale=C"]
-        _run(initdb + options, "", identity)
-        # As the server's user: root should not write where another may have put a link.
-        append = ["/bin/sh", "-c", 'cat >> "$0"', str(draft / "postgresql.conf")]
-        _run(append, _SETTINGS, identity)
-        single = [programs.postgres, "--single", "-D", str(draft), "template1"]
-        _run(single, f"CREATE DATABASE {supervisor.DATABASE}\n", identity)
-        draft.rename(data)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
-
-
-def _run(command: list[str], stdin: str, identity: Identity | None) -> None:
-    done = subprocess.run(
-        command,
-        input=stdin,
-        text=True,
-        errors="replace",
-        capture_output=True,
-        check=False,
-        cwd="/",
-        env=supervisor.server_environment(),
-        umask=0o077,
-        **run_as(identity),
-    )
-    if done.returncode != 0:
-        raise EmbeddedServerFailed(
-            f"{command[0]} failed with {done.returncode}: {done.stderr.strip()[-2000:]}"
-        )
 
 
 def _spawn_supervisor(plan: supervisor.Plan, folder: Path) -> bool:
@@ -438,63 +323,6 @@ def _linger_s() -> float:
     if not 0 <= seconds < math.inf:
         raise InvalidInput(f"KAGZI_EMBEDDED_LINGER_S must be seconds from 0 upwards, not {text!r}.")
     return seconds
-
-
-# --- folders --------------------------------------------------------------------------------
-
-
-def _make_folder(folder: Path) -> None:
-    """Ours alone; as root, the server's user may pass to its two folders in it."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700)
-    except FileExistsError:
-        found = folder.stat()
-        if not stat.S_ISDIR(found.st_mode):
-            raise
-        if found.st_uid != os.geteuid() or found.st_mode & stat.S_IWOTH:
-            raise EmbeddedServerFailed(
-                f"{folder} belongs to another user or is writable by everybody. "
-                "Set KAGZI_DATA to a folder of yours."
-            ) from None
-    else:
-        if os.geteuid() == 0:
-            folder.chmod(0o755)
-
-
-def _make_socket_folder(folder: Path, identity: Identity | None) -> Path:
-    """`run` in the data folder; where that is too long for a socket, a link to a short one."""
-    existing = _socket_folder(folder)
-    if existing is not None:
-        return existing
-    run = folder / "run"
-    run.unlink(missing_ok=True)  # a link whose target is gone
-    path_bytes = os.fsencode(supervisor.socket_path(str(run)))
-    # A comma or a space would need quoting that the server and its clients understand differently.
-    plain = re.fullmatch(rb"[A-Za-z0-9/._@+-]+", path_bytes) is not None
-    if plain and len(path_bytes) <= _SOCKET_PATH_LIMIT_BYTES:
-        run.mkdir(mode=0o700)
-        made = run
-    else:
-        made = Path(tempfile.mkdtemp(prefix="kagzi-", dir="/tmp"))  # new, 0700
-        run.symlink_to(made)
-    if identity is not None:
-        os.chown(made, identity.user, identity.group)
-    return made
-
-
-def _socket_folder(folder: Path) -> Path | None:
-    """Where the socket is; None when the folder is not there, or not one that we made."""
-    run = folder / "run"
-    target = Path(os.readlink(run)) if run.is_symlink() else run
-    try:
-        found = os.lstat(target)
-    except FileNotFoundError:
-        return None
-    identity = _server_identity(folder)
-    owner = os.geteuid() if identity is None else identity.user
-    is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid == owner and found.st_mode & 0o077 == 0
-    return target if is_ours else None
 
 
 # --- locks ----------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """A worker's fenced connection: commits batches, each in one transaction behind the fence.
 
 Two forms, by size: up to `UNNEST_MOST` steps one prepared INSERT over arrays, above that binary
-COPY with its BEGIN, fence and COMMIT in one message. After a connection is lost while a commit is
+COPY with its BEGIN, fence and COMMIT in one message. No batch takes more than five statements. After a connection is lost while a commit is
 under way nobody knows its outcome: the batch is sent again in the first form, which changes nothing
 that is there already, and what was there is read back.
 """
@@ -127,12 +127,11 @@ class FencedConnection:
         self, connection: psycopg.AsyncConnection[Any], batch: Batch, careful: bool
     ) -> list[tuple[Step, StoredStep]]:
         steps = batch.steps
-        if not careful and len(steps) > UNNEST_MOST:
+        if not careful and len(steps) > UNNEST_MOST and not batch.clears:
             alone = batch.only_steps
             await self._copy(connection, steps, commit=alone)
             if not alone:
                 await self._write_rows(connection, "write_rows", [], batch)
-                await self._clear(connection, batch)
                 await self._execute(connection, "COMMIT")
             return []
         if batch.clears:
@@ -140,7 +139,7 @@ class FencedConnection:
         name = "write_steps" if batch.only_steps else "write_rows"
         inserted = await self._write_rows(connection, name, steps, batch)
         if batch.clears:
-            await self._clear(connection, batch)
+            await self._clear_below(connection, batch)
             await self._execute(connection, "COMMIT")
         if inserted < len(steps):
             return await self._read_back(connection, steps)
@@ -163,9 +162,8 @@ class FencedConnection:
         statement = self._statements[name]
         async with connection.lock:
             fence, inserted, released = await connection.wait(
-                statement.messages(connection, values, name not in self._prepared)
+                statement.messages(connection, values, self._prepared)
             )
-        self._prepared.add(name)
         if fence == 0:
             raise LeaseLost(f"the lease of worker {self._worker_id} was ended by another worker")
         if name == "write_rows" and released < len(batch.runs):
@@ -186,14 +184,13 @@ class FencedConnection:
                     row.status,
                 )
 
-    async def _clear(self, connection: psycopg.AsyncConnection[Any], batch: Batch) -> None:
-        if batch.clears:
-            self.statements += 1
-            parameters = {
-                "run_ids": [run_id for run_id, _ in batch.clears],
-                "step_ids": [step_id for _, step_id in batch.clears],
-            }
-            await connection.execute(self._queries["clear_below"], parameters)
+    async def _clear_below(self, connection: psycopg.AsyncConnection[Any], batch: Batch) -> None:
+        self.statements += 1
+        parameters = {
+            "run_ids": [run_id for run_id, _ in batch.clears],
+            "step_ids": [step_id for _, step_id in batch.clears],
+        }
+        await connection.execute(self._queries["clear_below"], parameters)
 
     async def _execute(self, connection: psycopg.AsyncConnection[Any], statement: str) -> None:
         self.statements += 1

@@ -306,6 +306,11 @@ FROM {schema}.step_runs WHERE run_id = %(id)s;
 SELECT path, decision, failed, call_number, visible_number
 FROM {schema}.parallel_groups WHERE run_id = %(id)s;
 
+-- name: load_errors
+-- Why steps failed. Index: step_runs_pkey.
+SELECT error FROM {schema}.step_runs
+WHERE run_id = %(id)s AND step_id = ANY(%(step_ids)s::text[]) AND status = 'failed';
+
 -- name: delete_steps
 -- Removes checkpoints that a retry runs again. Index: step_runs_pkey.
 DELETE FROM {schema}.step_runs WHERE run_id = %(id)s AND step_id = ANY(%(step_ids)s::text[]);

@@ -69,22 +69,24 @@ class Statement:
         self.names = list(dict.fromkeys(_PLACE.findall(query)))
         numbers = {parameter: f"${place + 1}" for place, parameter in enumerate(self.names)}
         text = _PLACE.sub(lambda found: numbers[found.group(1)], query).replace("%%", "%")
+        self.name = name
         self._name = f"kagzi_{name}".encode()
         self._query = text.encode()
         self._oids = [oids[parameter] for parameter in self.names]
         self._formats = [pq.Format.BINARY] * len(self.names)
 
     def messages(
-        self, connection: psycopg.AsyncConnection[Any], values: dict[str, bytes], prepare: bool
+        self, connection: psycopg.AsyncConnection[Any], values: dict[str, bytes], known: set[str]
     ) -> Generator[Any, Any, list[int]]:
-        """Prepare it, if asked, and execute it; its one row of bigint columns.
+        """Prepare it, unless it is `known` to the server, and execute it; its row of bigints.
 
         For `AsyncConnection.wait`, under the connection's lock.
         """
         pgconn = connection.pgconn
-        if prepare:
+        if self.name not in known:
             pgconn.send_prepare(self._name, self._query, self._oids)
             raise_failure((yield from generators.execute(pgconn)))
+            known.add(self.name)  # whatever becomes of this execution
         pgconn.send_query_prepared(
             self._name,
             [values[name] for name in self.names],
