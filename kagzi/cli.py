@@ -20,6 +20,7 @@ import uvloop
 import kagzi
 from kagzi.errors import InvalidInput, PostgresNotFound
 from kagzi.model import RunStatus
+from kagzi.plain import details_data, summary_data
 from kagzi.serve import drive, serve
 from kagzi.store import embedded, migrate
 from kagzi.store.binaries import find_programs
@@ -169,7 +170,6 @@ def runs(
     settings: Settings, status: str | None, workflow: str | None, limit: int, as_json: bool
 ) -> None:
     """List runs, the newest first."""
-    from kagzi import show as shown
 
     async def look() -> Any:
         async with open_client(settings, may_migrate=False) as client:
@@ -177,9 +177,11 @@ def runs(
 
     found = uvloop.run(look())
     if as_json:
-        emit([shown.summary_data(summary) for summary in found])
+        emit([summary_data(summary) for summary in found])
     else:
-        shown.print_runs(found)
+        from kagzi.show import print_runs
+
+        print_runs(found)
 
 
 @main.command()
@@ -192,7 +194,6 @@ def show(settings: Settings, run_id: str, everything: bool, as_json: bool) -> No
 
     RUN is the id that it was started with, or the database's (run_id in `kagzi runs --json`).
     """
-    from kagzi import show as shown
 
     async def look() -> Any:
         async with open_client(settings, may_migrate=False) as client:
@@ -200,9 +201,11 @@ def show(settings: Settings, run_id: str, everything: bool, as_json: bool) -> No
 
     details = uvloop.run(look())
     if as_json:
-        emit(shown.details_data(details))
+        emit(details_data(details))
     else:
-        shown.print_run(details, everything)
+        from kagzi.show import print_run
+
+        print_run(details, everything)
 
 
 @main.command()

@@ -85,6 +85,7 @@ class RunHandle(Generic[T]):
         return returns.decode(output)  # type: ignore[no-any-return]
 
     async def status(self) -> RunStatus:
+        """Where the run stands now."""
         return (await self._client._store.read_status(self.run_id))[0]
 
     async def progress(self) -> tuple[int, int]:

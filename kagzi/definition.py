@@ -176,7 +176,11 @@ class Definition:
             )
         self.in_pool = registered and self.reference is not None and where != "coordinator"
         self.arguments = ArgumentsCodec(function, skip_first=self.wants_context)
-        self.returns: Codec[Any] = self.arguments.returns
+
+    @functools.cached_property
+    def returns(self) -> Codec[Any]:
+        """Made at the first use: an annotation may name a class further down in its module."""
+        return self.arguments.returns
 
     def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         return self.arguments.encode(args, kwargs)
@@ -232,7 +236,11 @@ class Workflow(Generic[P, T]):
         self.version = check_name("version", version)
         self.reference = reference_of(function)
         self.arguments = ArgumentsCodec(function, skip_first=True)
-        self.returns: Codec[Any] = self.arguments.returns
+
+    @functools.cached_property
+    def returns(self) -> Codec[Any]:
+        """Made at the first use, as a step's."""
+        return self.arguments.returns
 
     def __call__(self, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, T]:
         return self.function(*args, **kwargs)

@@ -141,6 +141,7 @@ class AllStepsFailed(KagziError, ExceptionGroup[StepFailed]):
     """No step of a race succeeded; `exceptions` holds a `StepFailed` for each, in order."""
 
     def derive(self, excs: Sequence[Exception], /) -> AllStepsFailed:  # type: ignore[override]
+        """A group of some of its failures, for `split` and `except*`."""
         return AllStepsFailed(self.message, list(excs))  # type: ignore[arg-type]
 
 

@@ -1,34 +1,29 @@
-"""What the commands print of runs: tables and a picture for people, plain data for programs."""
+"""What the commands print of runs for people: tables, and a picture of the steps in time."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Container, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
 import orjson
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, JustifyMethod, RenderableType
+from rich.console import Console, RenderableType
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from kagzi.client import RunHandle
-from kagzi.errors import StepFailed
-from kagzi.model import (
-    AttemptRecord,
-    GroupRecord,
-    RunDetails,
-    RunSummary,
-    StepRecord,
-)
+from kagzi.model import GroupRecord, RunDetails, RunSummary, StepRecord
+from kagzi.plain import BY_MEMO
 from kagzi.timeline import STATUS_STYLES, Bar, Row, rows_of, span_of
 
 PIPED_WIDTH = 140
-BY_MEMO = -1  # the process id of a step that an earlier run's result answered
+WIDE = 132  # a terminal from which on every column of a table has room
+MOST_ATTEMPTS = 20
 
 
 def make_console(stderr: bool = False) -> Console:
@@ -48,6 +43,12 @@ def clean(text: str, most: int = 2_000) -> str:
     return "".join(character if character.isprintable() else "�" for character in shown)
 
 
+def clip(text: str, most: int) -> str:
+    """Its end, where it is too long: names differ there."""
+    shown = clean(text)
+    return shown if len(shown) <= most else f"…{shown[len(shown) - most + 1 :]}"
+
+
 def seconds(value: float) -> str:
     """Three digits or so: `30 µs`, `12 ms`, `1.25 s`, `3 m 20 s`."""
     if value < 0.00095:
@@ -61,25 +62,63 @@ def seconds(value: float) -> str:
     return f"{hours} h {minutes} m" if hours else f"{minutes} m {rest} s"
 
 
-_LOOKS: dict[str, Any] = {
-    "box": SIMPLE_HEAD,
-    "title_justify": "left",
-    "title_style": "bold",
-    "header_style": "dim",
-}
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        right: Of numbers.
+        spare: Left out where there is no room for it.
+        whole: Never folded.
+        least, most: Of its width.
+    """
+
+    name: str
+    right: bool = False
+    spare: bool = False
+    whole: bool = False
+    least: int | None = None
+    most: int | None = None
 
 
-def make_table(*columns: str, right: Container[str] = (), title: str | None = None) -> Table:
-    """A table; the columns in `right` are numbers."""
-    table = Table(title=title, **_LOOKS)
-    for column in columns:
-        justify: JustifyMethod = "right" if column in right else "left"
-        table.add_column(column, justify=justify, no_wrap=justify == "right")
-    return table
+class Columns:
+    """A table that leaves out its spare columns on a narrow terminal."""
+
+    def __init__(self, console: Console, title: str | None, *columns: Column) -> None:
+        self._wide = console.width >= WIDE
+        self._columns = columns
+        self.table = Table(
+            title=title,
+            title_justify="left",
+            title_style="bold",
+            header_style="dim",
+            box=SIMPLE_HEAD,
+            padding=(0, 1 if self._wide else 0, 0, 1),
+        )
+        for column in columns:
+            if self._wide or not column.spare:
+                self.table.add_column(
+                    column.name,
+                    justify="right" if column.right else "left",
+                    no_wrap=column.right or column.whole,
+                    overflow="fold",
+                    min_width=column.least,
+                    max_width=column.most,
+                )
+
+    def add(self, *cells: RenderableType) -> None:
+        """A row, of all columns."""
+        pairs = zip(self._columns, cells, strict=True)
+        self.table.add_row(*(cell for column, cell in pairs if self._wide or not column.spare))
 
 
-def _styled(status: str) -> Text:
+def styled(status: str) -> Text:
     return Text(status, style=STATUS_STYLES.get(status, ""))
+
+
+def moment(at: datetime, form: str = "%Y-%m-%d %H:%M:%S") -> str:
+    """In the zone of this machine."""
+    return at.astimezone().strftime(form)
 
 
 # --- the list -------------------------------------------------------------------------------
@@ -90,21 +129,36 @@ def print_runs(runs: Sequence[RunSummary]) -> None:
     if not runs:
         console.print("no runs")
         return
-    columns = ("run", "workflow", "status", "created", "took", "error")
-    table = make_table(*columns, right={"took"})
+    wide = console.width >= WIDE
+    listed = Columns(
+        console,
+        None,
+        Column("run", least=min(24, max(len(run.id) for run in runs))),
+        Column("workflow", whole=True),
+        Column("status", whole=True),
+        Column("created", whole=True),
+        Column("took", right=True),
+        Column("error", spare=True, least=24),
+    )
     for run in runs:
-        table.add_row(
+        listed.add(
             Text(clean(run.id)),
-            Text(clean(run.workflow)),
-            _styled(run.status),
-            f"{run.created_at.astimezone():%Y-%m-%d %H:%M:%S}",
-            _took(run),
-            Text(clean(run.error or "", 200)),
+            Text(clip(run.workflow, 30) if wide else clip(run.workflow.rpartition(".")[2], 20)),
+            styled(run.status),
+            moment(run.created_at) if wide else _short(run.created_at),
+            took(run),
+            Text(clean((run.error or "").removeprefix("kagzi.errors."), 100)),
         )
-    console.print(table)
+    console.print(listed.table)
 
 
-def _took(run: RunSummary) -> str:
+def _short(at: datetime) -> str:
+    """The time of today, the date of other days."""
+    local = at.astimezone()
+    return f"{local:%H:%M:%S}" if local.date() == datetime.now().date() else f"{local:%y-%m-%d}"
+
+
+def took(run: RunSummary) -> str:
     if run.started_at is None:
         return ""
     until = run.completed_at or datetime.now(UTC)
@@ -118,56 +172,63 @@ def print_run(details: RunDetails, everything: bool = False) -> None:
     console = make_console()
     console.print(_head(details))
     if details.groups:
-        console.print(_groups(details))
+        console.print(_groups(console, details))
     if details.steps:
-        console.print(_timeline(details, everything))
+        console.print(_timeline(console, details, everything))
     if details.attempts:
-        console.print(_attempts(details.attempts, details, everything))
+        console.print(_attempts(console, details, everything))
     if not (details.steps or details.groups or details.attempts):
         console.print("no step has a checkpoint yet")
 
 
 def _head(details: RunDetails) -> RenderableType:
     run = details.summary
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="dim")
-    grid.add_column()
     failed = sum(step.status == "failed" for step in details.steps)
     memos = sum(step.process_id == BY_MEMO for step in details.steps)
     counts = f"{len(details.steps) - failed:,} completed, {failed:,} failed"
     if memos:
         counts += f"; {memos:,} answered by memos of earlier runs"
-    rows: list[tuple[str, RenderableType]] = [
-        ("run", Text(clean(run.id), style="bold")),
-        ("workflow", Text(f"{clean(run.workflow)}  version {clean(run.version)}")),
-        ("status", _styled(run.status)),
-        ("created", f"{run.created_at.astimezone():%Y-%m-%d %H:%M:%S %Z}"),
-        ("took", _took(run)),
-        ("steps", counts),
-        ("input", Text(clean(orjson.dumps(details.input).decode(), 300), overflow="ellipsis")),
-    ]
-    if str(run.run_id) != run.id:
-        rows.insert(1, ("run_id", Text(str(run.run_id))))
+    rows: dict[str, RenderableType] = {
+        "run": Text(clean(run.id), style="bold"),
+        "run_id": str(run.run_id),
+        "workflow": Text(f"{clean(run.workflow)}  version {clean(run.version)}"),
+        "status": styled(run.status),
+        "created": moment(run.created_at, "%Y-%m-%d %H:%M:%S %Z"),
+        "took": took(run),
+        "steps": counts,
+        "input": Text(clean(orjson.dumps(details.input).decode(), 300)),
+    }
     if run.status == "sleeping":
-        rows.insert(4, ("wakes", f"{run.wake_at.astimezone():%Y-%m-%d %H:%M:%S %Z}"))
+        rows["wakes"] = moment(run.wake_at, "%Y-%m-%d %H:%M:%S %Z")
     if run.error:
-        rows.append(("error", Text(clean(run.error), style="red")))
-    for name, value in rows:
+        rows["error"] = Text(clean(run.error), style="red")
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim")
+    grid.add_column()
+    for name, value in rows.items():
         grid.add_row(name, value)
     return grid
 
 
-def _groups(details: RunDetails) -> RenderableType:
-    numbers = {"steps", "ok", "failed", "replayed", "wall", "sum", "speed-up", "longest"}
-    table = make_table(
-        *("group", "kind", "steps", "ok", "failed", "replayed", "wall", "sum", "speed-up"),
-        *("longest", "decision"),
-        title="Groups",
-        right=numbers,
+def _groups(console: Console, details: RunDetails) -> RenderableType:
+    shown = Columns(
+        console,
+        "Groups",
+        Column("group"),
+        Column("kind", spare=True),
+        Column("steps", right=True),
+        Column("ok", right=True),
+        Column("failed", right=True),
+        Column("replayed", right=True),
+        Column("wall", right=True),
+        Column("sum", right=True, spare=True),
+        Column("speed-up", right=True),
+        Column("longest", right=True, spare=True),
+        Column("decision"),
     )
     for group in details.groups:
-        table.add_row(
-            Text(clean(group.path), overflow="fold"),
+        shown.add(
+            Text(clean(group.path)),
             group.kind,
             f"{group.size:,}",
             f"{group.succeeded:,}",
@@ -179,7 +240,7 @@ def _groups(details: RunDetails) -> RenderableType:
             seconds(group.longest_s),
             _decision(group),
         )
-    return table
+    return shown.table
 
 
 def _decision(group: GroupRecord) -> str:
@@ -190,44 +251,56 @@ def _decision(group: GroupRecord) -> str:
     return f"{group.decision}: {group.decided_index}"
 
 
-def _timeline(details: RunDetails, everything: bool) -> RenderableType:
+def _timeline(console: Console, details: RunDetails, everything: bool) -> RenderableType:
     whole = span_of(details)
-    length = seconds((whole[1] - whole[0]).total_seconds())
-    table = Table(title="Steps", expand=True, **_LOOKS)
-    table.add_column("step or group", overflow="fold", max_width=40)
-    table.add_column("status", no_wrap=True)
-    table.add_column("attempts", justify="right", no_wrap=True)
-    table.add_column("at", justify="right", no_wrap=True)
-    table.add_column("took", justify="right", no_wrap=True)
-    table.add_column("process", no_wrap=True)
-    table.add_column(f"0 to {length}", ratio=1, min_width=24)
+    shown = Columns(
+        console,
+        "Steps",
+        Column("step or group", most=40 if console.width >= WIDE else 32),
+        Column("status", whole=True),
+        Column("attempts", right=True, spare=True),
+        Column("at", right=True, spare=True),
+        Column("took", right=True),
+        Column("process", spare=True),
+        Column(f"0 to {seconds((whole[1] - whole[0]).total_seconds())}", whole=True, least=24),
+    )
+    shown.table.expand = True
+    shown.table.columns[-1].ratio = 1
     for row in rows_of(details, everything):
         label = Text("  " * row.depth + clean(row.label))
         if row.step is not None:
-            _add_step(table, label, row, row.step, whole)
+            _add_step(shown, label, row.step, whole)
         elif row.spans:
-            _add_group(table, label, row, whole)
+            _add_group(shown, label, row, whole)
         else:
             label.stylize("dim")
-            table.add_row(label)
-    return table
+            shown.add(label, *[""] * 6)
+    return shown.table
+
+
+def _after(at: datetime, start: datetime) -> str:
+    return f"+{seconds(max(0.0, (at - start).total_seconds()))}"
 
 
 def _add_step(
-    table: Table, label: Text, row: Row, step: StepRecord, whole: tuple[datetime, datetime]
+    shown: Columns, label: Text, step: StepRecord, whole: tuple[datetime, datetime]
 ) -> None:
-    table.add_row(
+    status = styled(step.status)
+    if step.attempts > 1:
+        status.append(f" ({step.attempts})", style="yellow")
+    places = {BY_MEMO: "memo", 0: "coordinator"}
+    shown.add(
         label,
-        _styled(step.status),
+        status,
         str(step.attempts),
-        f"+{seconds((step.started_at - whole[0]).total_seconds())}",
+        _after(step.started_at, whole[0]),
         seconds(step.duration_s),
-        _place(step),
-        Bar(row.spans, whole, STATUS_STYLES.get(step.status, "")),
+        places.get(step.process_id, str(step.process_id)),
+        Bar([(step.started_at, step.completed_at)], whole, STATUS_STYLES.get(step.status, "")),
     )
 
 
-def _add_group(table: Table, label: Text, row: Row, whole: tuple[datetime, datetime]) -> None:
+def _add_group(shown: Columns, label: Text, row: Row, whole: tuple[datetime, datetime]) -> None:
     group, members = row.group, row.members
     start, end = min(s for s, _ in row.spans), max(e for _, e in row.spans)
     remarks = [f"{len(members):,} steps"]
@@ -237,100 +310,43 @@ def _add_group(table: Table, label: Text, row: Row, whole: tuple[datetime, datet
             remarks = [f"{len(members):,} of {group.size:,} steps"]
         remarks.append(f"{group.speedup:.1f}x")
     label.stylize("bold")
-    label.append(f"  ({', '.join(remarks)})", style="dim")
+    label.append(f" ({', '.join(remarks)})", style="dim")
     failed = sum(step.status == "failed" for step in members)
-    status = _styled("open" if group is None else "completed")
+    status = styled("open" if group is None else "completed")
     if failed:
         status = Text(f"{failed:,} failed", style="red")
-    at = f"+{seconds((start - whole[0]).total_seconds())}"
-    took = seconds((end - start).total_seconds())
-    table.add_row(label, status, "", at, took, "", Bar(row.spans, whole, "bold blue"))
+    length = seconds((end - start).total_seconds())
+    bar = Bar(row.spans, whole, "bold blue")
+    shown.add(label, status, "", _after(start, whole[0]), length, "", bar)
 
 
-def _place(step: StepRecord) -> str:
-    if step.process_id == BY_MEMO:
-        return "memo"
-    return str(step.process_id) if step.process_id else "coordinator"
-
-
-def _attempts(
-    attempts: Sequence[AttemptRecord], details: RunDetails, everything: bool
-) -> RenderableType:
+def _attempts(console: Console, details: RunDetails, everything: bool) -> RenderableType:
     start = span_of(details)[0]
-    most = len(attempts) if everything else 20
-    table = make_table(
-        *("step", "attempt", "at", "took", "error", "next at"),
-        title="Failed attempts",
-        right={"attempt", "at", "took", "next at"},
+    attempts = details.attempts
+    most = len(attempts) if everything else MOST_ATTEMPTS
+    shown = Columns(
+        console,
+        "Failed attempts",
+        Column("step"),
+        Column("attempt", right=True),
+        Column("at", right=True),
+        Column("took", right=True, spare=True),
+        Column("next at", right=True, spare=True),
+        Column("error"),
     )
     for one in attempts[:most]:
         error = f"{one.error.type.removeprefix('builtins.')}: {one.error.message}"
-        then = "" if one.retry_at is None else seconds((one.retry_at - start).total_seconds())
-        table.add_row(
-            Text(clean(one.step_id), overflow="fold"),
+        shown.add(
+            Text(clean(one.step_id)),
             str(one.attempt),
-            f"+{seconds((one.started_at - start).total_seconds())}",
+            _after(one.started_at, start),
             seconds((one.completed_at - one.started_at).total_seconds()),
+            "never" if one.retry_at is None else _after(one.retry_at, start),
             Text(clean(error, 200)),
-            f"+{then}" if then else "never",
         )
     if len(attempts) > most:
-        table.caption = f"{len(attempts) - most:,} more; --all shows them"
-    return table
-
-
-# --- data -----------------------------------------------------------------------------------
-
-
-def summary_data(run: RunSummary) -> dict[str, Any]:
-    return {
-        "id": run.id,
-        "run_id": run.run_id,
-        "workflow": run.workflow,
-        "version": run.version,
-        "status": run.status.value,
-        "priority": run.priority,
-        "created_at": run.created_at,
-        "started_at": run.started_at,
-        "completed_at": run.completed_at,
-        "wake_at": run.wake_at,
-        "error": run.error,
-    }
-
-
-def details_data(details: RunDetails) -> dict[str, Any]:
-    return {
-        **summary_data(details.summary),
-        "input": details.input,
-        "steps": [_step_data(step) for step in details.steps],
-        "groups": [_group_data(group) for group in details.groups],
-        "attempts": [_attempt_data(attempt) for attempt in details.attempts],
-    }
-
-
-def _fields(record: Any) -> dict[str, Any]:
-    return {field.name: getattr(record, field.name) for field in fields(record)}
-
-
-def _step_data(step: StepRecord) -> dict[str, Any]:
-    return {
-        **_fields(step),
-        "duration_s": step.duration_s,
-        "from_memo": step.process_id == BY_MEMO,
-        "error": None if step.error is None else _error_data(step.error),
-    }
-
-
-def _group_data(group: GroupRecord) -> dict[str, Any]:
-    return {**_fields(group), "speedup": group.speedup}
-
-
-def _attempt_data(attempt: AttemptRecord) -> dict[str, Any]:
-    return {**_fields(attempt), "error": _error_data(attempt.error)}
-
-
-def _error_data(error: StepFailed) -> dict[str, Any]:
-    return {"type": error.type, "message": error.message, "traceback": error.traceback}
+        shown.table.caption = f"{len(attempts) - most:,} more; --all shows them"
+    return shown.table
 
 
 # --- progress -------------------------------------------------------------------------------

@@ -120,6 +120,11 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             code = 130
             say("kagzi: interrupted")
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except Exception as error:  # a fault of kagzi's own: 1 would mean that a run failed
+            code = INTERNAL
+            say(redact("".join(traceback.format_exception(error))))
         ctx.exit(code)
 
 

@@ -17,3 +17,13 @@ async def rows(dsn: str, query: str, **parameters: Any) -> list[tuple[Any, ...]]
 async def value(dsn: str, query: str, **parameters: Any) -> Any:
     """The one value that a statement gives."""
     return (await rows(dsn, query, **parameters))[0][0]
+
+
+async def orphans(dsn: str) -> list[tuple[Any, ...]]:
+    """Rows that belong to no run."""
+    query = " UNION ALL ".join(
+        f"SELECT '{table}', t.run_id, count(*) FROM kagzi.{table} t"  # noqa: S608
+        " WHERE NOT EXISTS (SELECT FROM kagzi.workflow_runs r WHERE r.id = t.run_id) GROUP BY 2"
+        for table in ("step_runs", "step_attempts", "parallel_groups")
+    )
+    return await rows(dsn, query)

@@ -2,34 +2,17 @@
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.scripts import ROOT, run_script
+
 EXAMPLES = ROOT / "examples"
 
 
-def run_script(path: Path, dsn: str) -> str:
-    """What a script prints, run outside of the checkout's folder. Its end must be a good one."""
-    done = subprocess.run(
-        [sys.executable, path],
-        env={**os.environ, "DATABASE_URL": dsn, "PYTHONPATH": str(ROOT)},
-        cwd="/",
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert done.returncode == 0, f"{path.name}:\n{done.stdout}\n{done.stderr}"
-    assert done.stderr == ""
-    return done.stdout
-
-
 def test_crawl_reads_every_page_and_names_the_broken_links(dsn: str) -> None:
-    printed = run_script(EXAMPLES / "crawl.py", dsn)
+    printed = run_script(EXAMPLES / "crawl.py", dsn=dsn)
 
     assert "63 pages, 4 broken links" in printed
     assert printed.count("HTTP Error 404: no such page") == 4
@@ -38,17 +21,18 @@ def test_crawl_reads_every_page_and_names_the_broken_links(dsn: str) -> None:
 
 
 def test_order_refunds_only_what_could_not_be_shipped(dsn: str) -> None:
-    printed = run_script(EXAMPLES / "order.py", dsn)
+    printed = run_script(EXAMPLES / "order.py", dsn=dsn)
 
     assert "order A-1: paid 220.50, refunded 0\n" in printed
     assert "parcel A-1-NOR: lamp, desk" in printed
     assert "order A-2: paid 1099.00, refunded 1059.00\n" in printed
     assert re.search(r"ship/south/pick/unicorn +failed: no unicorn left", printed)
+    assert "order.OutOfStock: no unicorn left" in printed
     assert printed.count("(2 attempts)") == 2
 
 
 def test_cpu_batch_uses_several_processes(dsn: str) -> None:
-    printed = run_script(EXAMPLES / "cpu_batch.py", dsn)
+    printed = run_script(EXAMPLES / "cpu_batch.py", dsn=dsn)
 
     assert "52074 primes below 640000" in printed
     speedup = float(re.search(r"speed-up ([\d.]+)", printed)[1])  # type: ignore[index]
@@ -58,7 +42,7 @@ def test_cpu_batch_uses_several_processes(dsn: str) -> None:
 
 
 def test_agent_goes_on_under_a_second_worker(dsn: str) -> None:
-    printed = run_script(EXAMPLES / "agent.py", dsn)
+    printed = run_script(EXAMPLES / "agent.py", dsn=dsn)
 
     assert printed.startswith("Cairo, with 28 degrees; the mean is 17.0\n")
     assert re.search(r"tools/1 +failed .*KeyError: 'Lisbo'", printed)

@@ -102,8 +102,9 @@ def judge(
 ) -> dict[str, Any]:
     """Compare what had a checkpoint at the kill, what has one now, and whose bodies began.
 
-    `holds`: the kill came half-way, the second worker began no committed step, and began each
-    other one once.
+    `holds`: the kill came half-way, and the second worker began no committed step, nor another
+    one twice. It need not begin all the others: what was on its way to the server at the kill
+    may have been committed after `committed` was read.
     """
     repeated = sorted(committed & set(second))
     return {
@@ -115,7 +116,8 @@ def judge(
         "holds": not repeated
         and 0 < len(committed) < len(measured)
         and committed <= set(first)
-        and sorted(second) == sorted(measured - committed),
+        and measured <= set(first) | set(second)
+        and len(second) == len(set(second)),
     }
 
 

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Column, Table
 from rich.text import Text
 
 from kagzi.client import RunHandle
@@ -45,10 +46,9 @@ class Teller:
 
     def fact(self, name: str, text: str, style: str = "") -> None:
         """A line of two columns."""
-        line = Text(f"  {name:<14}", style="dim").append(Text(clean(text, 1_000), style=style))
-        line.no_wrap = True
-        line.overflow = "ellipsis" if self.console.is_terminal else "ignore"
-        self.console.print(line, soft_wrap=not self.console.is_terminal)
+        line = Table.grid(Column(width=16), Column(overflow="fold"))
+        line.add_row(Text(f"  {name}", style="dim"), Text(clean(text, 1_000), style=style))
+        self.console.print(line)
 
     def verdict(self, holds: bool, text: str) -> None:
         """Whether what was promised held."""

@@ -11,9 +11,11 @@ from kagzi.demo.steps import GROUP, Report, analyse
 from kagzi.demo.telling import MODULE, Bar, Teller, choose_sources
 from kagzi.ids import uuid7
 from kagzi.model import RunDetails
-from kagzi.show import BY_MEMO, clean, make_table, seconds
+from kagzi.plain import BY_MEMO
+from kagzi.show import Column, Columns, clean, seconds
 
 SLOWEST = 10
+SHOWN = ("lines", "functions", "branches")
 STEPS_BESIDE = 3  # checkpoints of a run that measure no file: version, list, winner of the race
 
 
@@ -146,17 +148,17 @@ def _tell(teller: Teller, details: RunDetails, report: Report, told: dict[str, A
         + (f"; {rest} failures are not kept, and ran again" if rest else ""),
         "bold green",
     )
-    table = make_table("slowest files", "took", "lines", "functions", "branches", right=_NUMBERS)
+    slowest = Columns(
+        teller.console,
+        None,
+        Column("slowest files"),
+        Column("took", right=True),
+        *(Column(name, right=True) for name in SHOWN),
+    )
     for slow in told["slowest"]:
-        table.add_row(
-            clean(slow["name"]),
-            seconds(slow["seconds"]),
-            *(f"{slow[key]:,}" for key in ("lines", "functions", "branches")),
-        )
-    teller.console.print(table)
+        counts = (f"{slow[name]:,}" for name in SHOWN)
+        slowest.add(clean(slow["name"]), seconds(slow["seconds"]), *counts)
+    teller.console.print(slowest.table)
     if not told["holds"]:
         teller.verdict(False, "not all of this is as it should be")
     teller.fact("look at it", f"kagzi show {told['run']}")
-
-
-_NUMBERS = frozenset({"took", "lines", "functions", "branches"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Any
+from urllib.parse import quote
 
 import psycopg
 from psycopg import sql
@@ -43,13 +44,13 @@ class Connector:
             self._parts: dict[str, Any] = conninfo_to_dict(dsn)
         except psycopg.ProgrammingError:
             raise InvalidDsn(
-                f"the connection string {redact(dsn)!r} cannot be read; "
+                f"the connection string {_redact_dsn(dsn)!r} cannot be read; "
                 "write postgresql://user@host:5432/database or key=value words"
             ) from None
         if re.match(r"[a-z]+://[^?]*[@/][^?]*@", dsn):
             # libpq ends the password there, and would show the rest of it as host or database.
             raise InvalidDsn(
-                f"the connection string {redact(dsn)!r} has an '@' or '/' in its user name or "
+                f"the connection string {_redact_dsn(dsn)!r} has an '@' or '/' in its user name or "
                 "password: write %40 or %2F for it"
             )
         self._parts.setdefault("connect_timeout", CONNECT_TIMEOUT_S)
@@ -74,7 +75,11 @@ class Connector:
             psycopg.OperationalError: As it is; callers retry, or `explain` it.
         """
         connection = await psycopg.AsyncConnection.connect(self.conninfo(**extra), autocommit=True)
-        await self.configure(connection)
+        try:
+            await self.configure(connection)
+        except BaseException:
+            await connection.close()
+            raise
         return connection
 
     async def configure(self, connection: psycopg.AsyncConnection[Any]) -> None:
@@ -126,8 +131,12 @@ class Connector:
         """An error's text on one line, without the password."""
         text = " ".join(str(error).split()) or type(error).__name__
         text = _LIBPQ_HINT.sub("", text)
-        password = self._parts.get("password")
-        return redact(text.replace(str(password), "***") if password else text)
+        password = str(self._parts.get("password") or "")
+        if password:
+            password = " ".join(password.split())
+            for spelling in (password, quote(password, safe="")):
+                text = text.replace(spelling, "***")
+        return redact(text)
 
     def __repr__(self) -> str:
         return f"<connector to {self.host}, database {self.database!r}, schema {self.schema!r}>"
@@ -136,7 +145,14 @@ class Connector:
 def redact(text: str) -> str:
     """A connection string, or a text that holds one, without its password."""
     text = re.sub(r"(://[^:/@\s]*):.*@", r"\1:***@", text)
-    return re.sub(r"(?i)(password\s*=\s*)('(?:[^'\\]|\\.)*'|\S+)", r"\1***", text)
+    return re.sub(
+        r"(?is)(password\s*=\s*)('(?:[^'\\]|\\.)*(?:'|$)|(?:\\.|\S)+)", r"\1***", text
+    )
+
+
+def _redact_dsn(dsn: str) -> str:
+    """The same for one that nothing can read: whatever may be a password goes."""
+    return redact(re.sub(r"(?s)^(\w*:?/{0,2}[^:/@]*):.*@", r"\1:***@", dsn))
 
 
 def is_outage(error: psycopg.Error) -> bool:

