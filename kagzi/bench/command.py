@@ -122,6 +122,7 @@ def measure(suite: Suite, dsn: str, processes: int, quick: bool, slack: float) -
         TimeElapsedColumn(),
         console=console,
         transient=True,
+        refresh_per_second=2,  # drawing takes time from what is measured
         disable=not console.is_terminal,
     )
     with progress:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from importlib import metadata
 from typing import Any
 
 import psycopg
@@ -181,10 +182,15 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def _version() -> str:
+    try:
+        return metadata.version("kagzi")
+    except metadata.PackageNotFoundError:
+        return "of this checkout"
+
+
 def surroundings(conninfo: str) -> dict[str, Any]:
     """What figures depend on besides the code."""
-    from kagzi import __version__
-
     names = ("server_version", "fsync", "synchronous_commit", "wal_level", "shared_buffers")
     with psycopg.connect(conninfo, autocommit=True) as connection:
         settings = {
@@ -193,7 +199,7 @@ def surroundings(conninfo: str) -> dict[str, Any]:
         }
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "kagzi": __version__,
+        "kagzi": _version(),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "platform": platform.platform(),
         "cores": cores(),

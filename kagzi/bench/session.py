@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg import sql
 
-import kagzi
 from kagzi.bench import work
+from kagzi.client import Client, connect
+from kagzi.definition import Workflow
 from kagzi.errors import RunFailed, StoreError
 from kagzi.store.connections import Connector
 from kagzi.worker import Worker
@@ -24,11 +25,11 @@ TIMEOUT_S = 600.0
 class Session:
     """A client and its worker."""
 
-    def __init__(self, client: kagzi.Client, worker: Worker) -> None:
+    def __init__(self, client: Client, worker: Worker) -> None:
         self.client = client
         self.worker = worker
 
-    async def run(self, workflow: kagzi.Workflow[..., T], *args: Any) -> T:
+    async def run(self, workflow: Workflow[..., T], *args: Any) -> T:
         """Start a run and wait for its result."""
         handle = await self.client.start(workflow, *args)
         return await handle.result(timeout=TIMEOUT_S)
@@ -96,7 +97,7 @@ class Bench:
         Nothing but the work is written meanwhile: the lease is long and polls are rare.
         """
         async with (
-            kagzi.connect(self.conninfo, schema=self.schema) as client,
+            connect(self.conninfo, schema=self.schema) as client,
             client.worker(
                 processes=self.processes,
                 lease_s=600.0,

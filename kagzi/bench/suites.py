@@ -6,6 +6,7 @@ that others use, they hold where times do not.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import closing
 from dataclasses import dataclass
@@ -107,15 +108,19 @@ async def memoisation(bench: Bench) -> list[Figure]:
 @suite("race", "A race whose winner takes 10 ms and whose losers would take a second")
 async def race(bench: Bench) -> list[Figure]:
     sizes, winner_s, loser_s = (3, 5, 10), 0.01, 1.0
-    races, groups = Samples(), Samples()
+    races, groups, inserts = Samples(), Samples(), Samples()
     async with bench.session() as session:
-        await session.run(work.raced, max(sizes), winner_s, loser_s)
-        for _ in bench.rounds(full=20, quick=4):
-            for size in sizes:
-                seconds = await session.run(work.raced, size, winner_s, loser_s)
-                races.add(size, seconds - winner_s)
-                seconds = await session.run(work.together, size, winner_s)
-                groups.add(size, seconds - winner_s)
+        with closing(PlainScript(bench.conninfo, bench.schema)) as plain:
+            await session.run(work.raced, max(sizes), winner_s, loser_s)
+            for _ in bench.rounds(full=20, quick=4):
+                for size in sizes:
+                    seconds = await session.run(work.raced, size, winner_s, loser_s)
+                    races.add(size, seconds - winner_s)
+                    seconds = await session.run(work.together, size, winner_s)
+                    groups.add(size, seconds - winner_s)
+                # A server that was idle for as long answers later than a busy one.
+                await asyncio.sleep(winner_s)
+                inserts.add(1, await plain.row())
     figures = []
     for size in sizes:
         goal = below(4) if size == 10 else None
@@ -128,7 +133,11 @@ async def race(bench: Bench) -> list[Figure]:
         (large - small) * 1e3 / (most - least)
         for small, large in zip(races.of(least), races.of(most), strict=True)
     ]
-    return [*figures, Figure("growth per step", None, "ms", growth)]
+    return [
+        *figures,
+        Figure("growth per step", None, "ms", growth),
+        Figure("one INSERT after 10 ms", None, "ms", inserts.of(1, 1e3)),
+    ]
 
 
 @suite("coordination", "Groups of steps that do nothing: what a durable step costs")

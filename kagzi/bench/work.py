@@ -11,8 +11,8 @@ from collections import defaultdict
 from collections.abc import Callable
 from uuid import UUID
 
-import kagzi
-from kagzi import Context
+from kagzi.context import Context
+from kagzi.registry import step, workflow
 
 passes: defaultdict[UUID, list[float]] = defaultdict(list)
 """Seconds of the body each time that a run was driven; its worker must be in this process."""
@@ -25,22 +25,22 @@ class DriveAgain(Exception):
     """Ends a run as failed, so that a retry drives it again over its checkpoints."""
 
 
-@kagzi.step
+@step
 async def nothing(index: int) -> int:
     return index
 
 
-@kagzi.step
+@step
 async def pause(seconds: float) -> None:
     await asyncio.sleep(seconds)
 
 
-@kagzi.step(memo="global")
+@step(memo="global")
 async def remembered(key: str, index: int) -> int:
     return index
 
 
-@kagzi.step(cpu=True)
+@step(cpu=True)
 def compute(cpu_s: float) -> float:
     return burn(cpu_s)
 
@@ -53,7 +53,7 @@ def burn(cpu_s: float) -> float:
     return cpu_s
 
 
-@kagzi.workflow
+@workflow
 async def one_after_the_other(ctx: Context, size: int, seconds: float) -> float:
     began = time.perf_counter()
     for _ in range(size):
@@ -61,14 +61,14 @@ async def one_after_the_other(ctx: Context, size: int, seconds: float) -> float:
     return time.perf_counter() - began
 
 
-@kagzi.workflow
+@workflow
 async def together(ctx: Context, size: int, seconds: float) -> float:
     began = time.perf_counter()
     await ctx.parallel_vec("together", [pause.bind(seconds) for _ in range(size)])
     return time.perf_counter() - began
 
 
-@kagzi.workflow
+@workflow
 async def nothings_in_sequence(ctx: Context, size: int) -> float:
     began = time.perf_counter()
     for index in range(size):
@@ -76,14 +76,14 @@ async def nothings_in_sequence(ctx: Context, size: int) -> float:
     return time.perf_counter() - began
 
 
-@kagzi.workflow
+@workflow
 async def nothings(ctx: Context, size: int) -> float:
     began = time.perf_counter()
     await ctx.parallel_vec("nothings", [nothing.bind(index) for index in range(size)])
     return time.perf_counter() - began
 
 
-@kagzi.workflow
+@workflow
 async def observed_groups(ctx: Context, count: int, size: int) -> None:
     for _ in range(count):
         calls = [nothing.bind(index) for index in range(size)]
@@ -94,14 +94,14 @@ async def observed_groups(ctx: Context, count: int, size: int) -> None:
             observe()
 
 
-@kagzi.workflow
+@workflow
 async def remembered_together(ctx: Context, key: str, size: int) -> float:
     began = time.perf_counter()
     await ctx.parallel_vec("memos", [remembered.bind(key, index) for index in range(size)])
     return time.perf_counter() - began
 
 
-@kagzi.workflow
+@workflow
 async def driven_again(ctx: Context, size: int, seconds: float, in_group: bool) -> None:
     began = time.perf_counter()
     if in_group:
@@ -113,7 +113,7 @@ async def driven_again(ctx: Context, size: int, seconds: float, in_group: bool) 
     raise DriveAgain
 
 
-@kagzi.workflow
+@workflow
 async def raced(ctx: Context, size: int, winner_s: float, loser_s: float) -> float:
     began = time.perf_counter()
     calls = [pause.bind(loser_s) for _ in range(size - 1)]
@@ -121,7 +121,7 @@ async def raced(ctx: Context, size: int, winner_s: float, loser_s: float) -> flo
     return time.perf_counter() - began
 
 
-@kagzi.workflow
+@workflow
 async def computed(ctx: Context, size: int, cpu_s: float) -> float:
     began = time.perf_counter()
     await ctx.parallel_vec("cpu", [compute.bind(cpu_s) for _ in range(size)])
