@@ -17,7 +17,15 @@ from kagzi.scope import Scope
 
 T = TypeVar("T")
 
-current: ContextVar[StepInfo] = ContextVar("kagzi_current_step")
+
+class InfoSource(Protocol):
+    """A running body; what it can tell of its step is made when it is asked for."""
+
+    @property
+    def info(self) -> StepInfo: ...
+
+
+current: ContextVar[InfoSource] = ContextVar("kagzi_current_step")
 
 
 def current_step() -> StepInfo:
@@ -27,7 +35,7 @@ def current_step() -> StepInfo:
         OutsideRun: No step runs here.
     """
     try:
-        return current.get()
+        return current.get().info
     except LookupError:
         raise OutsideRun("current_step() was called outside a step's body") from None
 

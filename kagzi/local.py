@@ -19,6 +19,20 @@ THREADS = 32
 ROOM = {LANE_OWN_ASYNC: 10_000, LANE_OWN_THREAD: THREADS, LANE_OWN_CPU: 1}
 
 
+class _Running:
+    """What a body here can tell of its step."""
+
+    __slots__ = ("_attempt", "_step")
+
+    def __init__(self, step: Step) -> None:
+        self._step = step
+        self._attempt = step.attempt
+
+    @property
+    def info(self) -> StepInfo:
+        return StepInfo(self._step.run.run_id, self._step.id, self._attempt)
+
+
 class LocalPlace:
     """Runs bodies in tasks of this loop, and sync ones in threads.
 
@@ -70,7 +84,7 @@ class LocalPlace:
         number = step.number
         step.started_us = time.time_ns() // 1000
         step.process_id = 0
-        current.set(StepInfo(step.run.run_id, step.id, step.attempt))
+        current.set(_Running(step))
         error: BaseException | None = None
         output: bytes | None = None
         try:

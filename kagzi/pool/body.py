@@ -142,7 +142,7 @@ class Threads:
 
 def _run_sync(body: Body) -> tuple[bytes | None, BaseException | None]:
     definition = body.definition
-    current.set(body.info)
+    current.set(body)
     try:
         args, kwargs = definition.arguments.decode(body.input)
         return definition.returns.encode(definition.function(*args, **kwargs)), None

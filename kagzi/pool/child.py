@@ -10,6 +10,7 @@ import asyncio
 import contextvars
 import ctypes
 import faulthandler
+import gc
 import importlib
 import multiprocessing.process
 import os
@@ -39,8 +40,6 @@ MakeContext = Callable[["PoolProcess", "Body"], Any]
 CANCEL_GRACE_S = 2.0
 NO_GUARD = 73
 
-_body: contextvars.ContextVar[Body] = contextvars.ContextVar("kagzi_body")
-
 
 class PoolProcess(asyncio.Protocol):
     """The process's end of the socket."""
@@ -53,7 +52,6 @@ class PoolProcess(asyncio.Protocol):
         self._flushing = False
         self._functions: dict[int, Definition | BaseException] = {}
         self._bodies: dict[int, Body] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
         self._transport: asyncio.Transport | None = None
         self._threads = Threads(self)
         self._loop = asyncio.get_running_loop()
@@ -124,12 +122,10 @@ class PoolProcess(asyncio.Protocol):
         self._bodies[body.number] = body
         if definition.is_async:
             context = contextvars.copy_context()
-            context.run(_body.set, body)
-            body.task = task = asyncio.Task(
+            context.run(current.set, body)
+            body.task = asyncio.Task(
                 self.marks.on_loop(self._run(body), body.number), loop=self._loop, context=context
             )
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
         else:
             self._threads.put(body)
 
@@ -140,7 +136,6 @@ class PoolProcess(asyncio.Protocol):
         body.started_us = time.time_ns() // 1000
         if body.timeout_us:
             self.arm(body)
-        current.set(body.info)
         try:
             args, kwargs = definition.arguments.decode(body.input)
             if definition.wants_context:
@@ -286,6 +281,10 @@ def main(
         )
         await process.ended
 
+    # What was imported stays; bodies make few cycles, and a full collection would look at it all.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
     uvloop.run(serve())
 
 
@@ -300,12 +299,13 @@ def _die_with_parent() -> None:
 
 def _marked(marks: Marks, coroutine: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
     """Tasks that a body makes are marked as its own."""
-    body = _body.get(None)
+    body = current_body()
     return coroutine if body is None else marks.on_loop(coroutine, body.number)
 
 
 def current_body() -> Body | None:
-    return _body.get(None)
+    found = current.get(None)
+    return found if isinstance(found, Body) else None
 
 
 def refuse_import() -> None:

@@ -145,9 +145,7 @@ class Connector:
 def redact(text: str) -> str:
     """A connection string, or a text that holds one, without its password."""
     text = re.sub(r"(://[^:/@\s]*):.*@", r"\1:***@", text)
-    return re.sub(
-        r"(?is)(password\s*=\s*)('(?:[^'\\]|\\.)*(?:'|$)|(?:\\.|\S)+)", r"\1***", text
-    )
+    return re.sub(r"(?is)(password\s*=\s*)('(?:[^'\\]|\\.)*(?:'|$)|(?:\\.|\S)+)", r"\1***", text)
 
 
 def _redact_dsn(dsn: str) -> str:
