@@ -324,6 +324,7 @@ class Client:
     async def _wait(self, run_id: UUID, name: str, timeout: float | None) -> bytes:
         seconds = None if timeout is None else check_duration_s("timeout", timeout)
         event = asyncio.Event()
+        status = None
         self._waiters.setdefault(run_id, set()).add(event)
         if not self._workers:
             self._listener.start()
@@ -339,6 +340,10 @@ class Client:
                             await event.wait()
                     except TimeoutError:
                         pass
+        except TimeoutError:
+            stands = "not heard of" if status is None else status.value
+            hint = "; does a worker serve its workflow?" if status is RunStatus.PENDING else ""
+            raise TimeoutError(f"run {name!r} is {stands} after {seconds:g} s{hint}") from None
         finally:
             events = self._waiters[run_id]
             events.discard(event)

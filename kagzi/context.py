@@ -525,7 +525,8 @@ class Context(ContextBase):
     def sleep(self, duration: float | timedelta) -> StepFuture[None]:
         """A durable pause: its end is kept in the store, and a long one holds nothing."""
         scope = self._host.scope()
-        seconds = check_duration_s("sleep", duration) if duration else 0.0
+        at_once = duration is not False and duration in (0, timedelta(0))
+        seconds = 0.0 if at_once else check_duration_s("sleep", duration)
         future: StepFuture[None] = self._host.sleep(scope, scope.next_id("sleep"), seconds, None)
         return future
 

@@ -187,6 +187,10 @@ class RunFailed(KagziError):
     steps: tuple[str, ...]
 
 
+class RunCrashed(KagziError):
+    """One worker after the other ended abruptly while it held this run."""
+
+
 class RunConflict(KagziError):
     """The id belongs to a run that was started with another input."""
 

@@ -38,6 +38,9 @@ class Link(Protocol):
     def cancel(self, step: Step) -> None:
         """Tell the place that nobody waits for this step; it answers in the end."""
 
+    def suspended(self, step: Step) -> None:
+        """A step of this place waits for inner work."""
+
 
 class Executor:
     """Feeds the links from one scheduler."""
@@ -110,6 +113,9 @@ class Executor:
     def suspend(self, step: Step) -> None:
         """The body waits for inner work: give up what it shares with others."""
         self.scheduler.suspend(step)
+        if step.state == SUSPENDED:
+            assert step.place is not None, "a step that has begun has a place"
+            step.place.name.suspended(step)
         self.wake()
 
     def resume(self, step: Step, deliver: Callable[[], None]) -> None:

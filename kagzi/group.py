@@ -72,6 +72,11 @@ class Group(Work):
                 max(0.0, request.timeout_s - passed_s), self._time_out
             )
 
+    def withdraw(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        super().withdraw()
+
     def steps(self) -> Iterable[Step]:
         settled = self.slots.settled
         return [step for step in self._steps if not settled(step.index)]
@@ -163,7 +168,8 @@ class Group(Work):
             number += 1
             step.completed_number = number
             output = step.output
-            if output is not None and len(output) > LARGE_BYTES:
+            if output is not None and len(output) > LARGE_BYTES and self.stream is None:
+                # A stream gives results in the order of their numbers: there all go one way.
                 small = [s for s in small if s is not step]
                 home.writer.put_large(step, lambda step=step: self._count([step]))  # type: ignore[misc]
         home.number = number
@@ -341,12 +347,17 @@ class Group(Work):
 
     async def _results(self, stream: Stream) -> AsyncGenerator[tuple[int, Any], None]:
         try:
-            failures = self.slots.failures
+            home, ids, failures = self.home, self.request.ids, self.slots.failures
             for index in self._recorded_order:
+                await home.pass_deadlines(self.scope, home.recorded_steps.get(ids[index]))
+                self._mark_visible([index] if index in failures else [])
                 yield index, failures.get(index) or self.slots.values[index]
+            if self.slots.remaining:
+                await home.pass_deadlines(self.scope, None)
             if not self.closed:
                 self._submit()
-            async for item in stream:
-                yield item
+            async for index, value in stream:
+                self._mark_visible([index] if index in failures else [])
+                yield index, value
         finally:
             self.withdraw()

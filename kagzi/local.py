@@ -7,6 +7,8 @@ import contextvars
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from kagzi._core import LANE_OWN_ASYNC, LANE_OWN_CPU, LANE_OWN_THREAD, Place, Step
@@ -65,12 +67,16 @@ class LocalPlace:
         for step in steps:
             task = self._loop.create_task(self._run(step))
             self._tasks[step.number] = task
+            task.add_done_callback(partial(self._end_unbegun, step, step.number))
             self._prepare(task, step)
 
     def cancel(self, step: Step) -> None:
         task = self._tasks.get(step.number)
         if task is not None:
             task.cancel()
+
+    def suspended(self, step: Step) -> None:
+        pass
 
     async def close(self) -> None:
         tasks = list(self._tasks.values())
@@ -94,8 +100,9 @@ class LocalPlace:
             if definition.is_async:
                 value = await self._timed(step, definition.function(*args, **kwargs))
             else:
-                value = await self._timed(step, self._in_thread(step, args, kwargs))
-            output = definition.returns.encode(value)
+                value, error = await self._timed(step, self._in_thread(step, args, kwargs))
+            if error is None:
+                output = definition.returns.encode(value)
         except BaseException as raised:
             error = raised
         self._tasks.pop(number, None)
@@ -112,6 +119,11 @@ class LocalPlace:
             wanted = definition.retry.wants(error)
             self._failed(step, describe_exception(error), wanted)
 
+    def _end_unbegun(self, step: Step, number: int, _: object) -> None:
+        """A task that was cancelled before its first turn has never been in `_run`."""
+        if self._tasks.pop(number, None) is not None and step.number == number:
+            self._ended(step)
+
     async def _timed(self, step: Step, body: Any) -> Any:
         if not step.timeout_us:
             return await body
@@ -124,22 +136,36 @@ class LocalPlace:
                 raise
             raise StepTimeout(f"no result within {step.timeout_us / 1e6:g} s") from None
 
-    async def _in_thread(self, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    async def _in_thread(
+        self, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, BaseException | None]:
+        """What a sync body returns, or raises: a future cannot hold every exception."""
         # A cancelled wait leaves its thread running; it counts as busy until it ends.
         context = contextvars.copy_context()
-        work = self._threads.submit(context.run, step.definition.function, *args, **kwargs)
+        work = self._threads.submit(context.run, _call, step.definition.function, args, kwargs)
         try:
             return await asyncio.wrap_future(work, loop=self._loop)
         except asyncio.CancelledError:
             if not work.cancel() and not work.done():
                 self._give_up_thread(step.lane)
-                work.add_done_callback(
-                    lambda _: self._loop.call_soon_threadsafe(self._take_thread_back, step.lane)
-                )
+                work.add_done_callback(lambda _: self._thread_ended(step.lane))
             raise
 
     def _give_up_thread(self, lane: int) -> None:
         self.place.set_room(lane, max(0, self.place.room(lane) - 1))
 
+    def _thread_ended(self, lane: int) -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._take_thread_back, lane)
+
     def _take_thread_back(self, lane: int) -> None:
         self.place.set_room(lane, min(ROOM[lane], self.place.room(lane) + 1))
+
+
+def _call(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, BaseException | None]:
+    try:
+        return function(*args, **kwargs), None
+    except BaseException as error:
+        return None, error

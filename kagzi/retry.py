@@ -112,15 +112,16 @@ class Retry:
 
         A predicate `on` that raises counts as False: the error that matters is the step's own.
         """
-        if isinstance(error, _NEVER):
+        cls = type(error)  # isinstance would ask a `__class__` of the error's own as well
+        if issubclass(cls, _NEVER):
             return False
         if self.on is None:
-            return isinstance(error, Exception)
+            return issubclass(cls, Exception)
         if isinstance(self.on, (type, tuple)):
-            return isinstance(error, self.on)
+            return issubclass(cls, self.on)
         try:
             return bool(self.on(error))
-        except Exception:
+        except BaseException:  # also SystemExit: it must not end the process
             return False
 
     def wants_named(self, failure: StepFailed) -> bool:

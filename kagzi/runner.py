@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterable
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -18,7 +18,7 @@ from kagzi.attempts import number_attempt
 from kagzi.clock import StoreClock
 from kagzi.context import Context
 from kagzi.definition import CallOptions, Definition, Workflow
-from kagzi.errors import OutsideRun, RunSuspended, StepConflict
+from kagzi.errors import OutsideRun, RunCrashed, RunSuspended, StepConflict
 from kagzi.executor import Executor
 from kagzi.failures import describe_exception
 from kagzi.group import Group
@@ -28,16 +28,19 @@ from kagzi.scope import Scope, is_below
 from kagzi.sleeping import Deadline, Sleep
 from kagzi.store.checkpoints import CheckpointWriter
 from kagzi.store.rows import RunRow, StoredStep
-from kagzi.store.store import ClaimedRun
+from kagzi.store.store import ClaimedRun, StoredGroup
 from kagzi.tasks import assign_scope, current_scope
 from kagzi.timers import Timer, Timers
 from kagzi.work import Single, Work
 
 logger = logging.getLogger("kagzi")
 
+Checkpoint = StoredStep | StoredGroup
+
 PARK_AFTER_S = 3.0
 QUIET_S = 0.2
 STOP_GRACE_S = 5.0
+MOST_CRASHES = 10
 
 
 class Surroundings(Protocol):
@@ -98,6 +101,18 @@ class LiveRun:
 
     def start(self) -> None:
         """Run the workflow function from the top, over what is recorded."""
+        crashes = self.claimed.crash_count - 1  # this claim counts
+        if crashes >= MOST_CRASHES:
+            error = describe_exception(
+                RunCrashed(
+                    f"{crashes} workers in a row ended abruptly while they held this run. See why "
+                    "(memory? a crash in workflow code or in a step of the coordinator?), then "
+                    "retry it"
+                )
+            )
+            row = RunRow(self.run_id, self.claimed.epoch, RunStatus.FAILED.value, None, error)
+            self._leave(row)
+            return
         self._task = self.loop.create_task(self._drive())
         assign_scope(self._task, self._root)
 
@@ -193,13 +208,16 @@ class LiveRun:
         open_works = [work for work in self._works if not work.ended]
         idle = all(isinstance(work, Sleep) or self._only_retries(work) for work in open_works)
         wake_in_s = self.timers.next_s()
-        if number != self.number or not idle or not open_works or wake_in_s is None:
+        if not idle or not open_works or wake_in_s is None:
+            return
+        if number != self.number:
+            self._consider_parking()
             return
         if any(isinstance(work, Sleep) and not work.durable for work in open_works):
             return
         if wake_in_s < PARK_AFTER_S:
             return
-        wake_at = self.worker.clock.now() + timedelta(seconds=wake_in_s)
+        wake_at = self.timers.next_at(self.store_now())
         self._leave(
             RunRow(self.run_id, self.claimed.epoch, RunStatus.SLEEPING.value, wake_at=wake_at)
         )
@@ -223,8 +241,7 @@ class LiveRun:
     def start_step(
         self, scope: Scope, request: StepRequest, settle: Callable[[bytes], Any]
     ) -> StepFuture[Any]:
-        if self._is_past_deadline(scope, self.recorded_steps.get(request.id)):
-            return StepFuture(request.id, self.loop)
+        recorded = self.recorded_steps.get(request.id)
         known = self._shared.get(request.id)
         if known is not None:
             if not known.is_same(request.definition, request.input):
@@ -232,24 +249,24 @@ class LiveRun:
                     f"step id {request.id!r} is in use for {known.definition.name!r} with "
                     "another function or input; give one of them another id"
                 )
+            if self._put_off(scope, recorded, _nothing):
+                return StepFuture(request.id, self.loop)
             return self._joined(known, scope, settle)
         work = Single(self, scope, request)
         if request.explicit or scope.base:
             self._shared[request.id] = work
-        return self._begun(work, scope, settle)
+        return self._begun(work, scope, settle, recorded)
 
     def start_group(
         self, scope: Scope, request: GroupRequest, settle: Callable[[Any], Any]
     ) -> StepFuture[Any]:
-        if self._is_past_deadline(scope, self.recorded_groups.get(request.path)):
-            return StepFuture(request.path, self.loop)
         known = self._inner.get(request.path)
         if known is not None:
             return self._joined(known, scope, settle)
         work = Group(self, scope, request)
         if scope.base:
             self._inner[request.path] = work
-        return self._begun(work, scope, settle)
+        return self._begun(work, scope, settle, self.recorded_groups.get(request.path))
 
     def stream_group(
         self, scope: Scope, request: GroupRequest
@@ -263,18 +280,20 @@ class LiveRun:
     def sleep(
         self, scope: Scope, step_id: str, seconds: float | None, until: datetime | None
     ) -> StepFuture[None]:
-        if self._is_past_deadline(scope, self.recorded_steps.get(step_id)):
-            return StepFuture(step_id, self.loop)
         work = Sleep(self, scope, step_id, seconds, until, self.worker.clock)
-        return self._begun(work, scope, lambda _: None)
+        return self._begun(work, scope, lambda _: None, self.recorded_steps.get(step_id))
 
     def timeout(self, scope: Scope, path: str, seconds: float) -> Deadline:
         return Deadline(self, scope, path, seconds, self.worker.clock)
 
-    def _begun(self, work: Work, scope: Scope, settle: Any) -> StepFuture[Any]:
+    def _begun(
+        self, work: Work, scope: Scope, settle: Any, recorded: Checkpoint | None
+    ) -> StepFuture[Any]:
         future = work.join(settle)
         self._works.add(work)
         self._wait_in(work, scope)
+        if scope.deadlines and self._put_off(scope, recorded, lambda: self._begin_late(work)):
+            return future
         try:
             work.begin()
         except BaseException:
@@ -288,12 +307,30 @@ class LiveRun:
             self._wait_in(work, scope)
         return work.join(settle)
 
-    def _is_past_deadline(self, scope: Scope, recorded: Any) -> bool:
+    def _put_off(
+        self, scope: Scope, recorded: Checkpoint | None, action: Callable[[], None]
+    ) -> bool:
+        """On replay: put off what came after a block's time was up until the block has ended."""
         for deadline in scope.deadlines:
             if deadline.reached(recorded):
-                self.loop.call_soon(deadline.interrupt)
+                deadline.put_off(action)
                 return True
         return False
+
+    def _begin_late(self, work: Work) -> None:
+        if not work.ended:
+            try:
+                work.begin()
+            except Exception as error:
+                work.hand_over(error=error)
+
+    async def pass_deadlines(self, scope: Scope, recorded: Checkpoint | None) -> None:
+        """On replay: wait here if a block's time was up before this was recorded."""
+        if not scope.deadlines:
+            return
+        passed: asyncio.Future[None] = self.loop.create_future()
+        if self._put_off(scope, recorded, lambda: passed.done() or passed.set_result(None)):
+            await passed
 
     # --- home of its work -------------------------------------------------------------------
 
@@ -304,8 +341,10 @@ class LiveRun:
     def function_gate(self, definition: Definition, choices: CallOptions | None) -> Gate | None:
         return self.worker.function_gate(definition, choices)
 
-    def set_timer(self, delay_s: float, callback: Callable[[], None]) -> Timer:
-        return self.timers.set(delay_s, callback)
+    def set_timer(
+        self, delay_s: float, callback: Callable[[], None], at: datetime | None = None
+    ) -> Timer:
+        return self.timers.set(delay_s, callback, at)
 
     def lane_of(self, definition: Definition) -> int:
         if definition.in_pool and self.worker.processes:
@@ -337,7 +376,8 @@ class LiveRun:
     def retry_later(self, step: Step, delay_s: float) -> None:
         if step.group.closed:
             return
-        self._retries[step.id] = self.set_timer(delay_s, lambda: self._retry(step))
+        due = self.attempts[step.id].retry_at
+        self._retries[step.id] = self.set_timer(delay_s, lambda: self._retry(step), due)
 
     def _retry(self, step: Step) -> None:
         self._retries.pop(step.id, None)

@@ -47,7 +47,7 @@ class Scope:
         self.root = self  # where explicit ids belong, for every branch of this place
         self.owner: Any = None  # the step whose body this is, if any
         self.run: Any = None
-        self.deadlines: list[Any] = []  # expired ones around the code that runs here, on replay
+        self.deadlines: list[Any] = []  # of the blocks around the code that runs here
         self._counts: dict[str, int] = {}
         self._explicit: dict[str, object] = {}
         self._unnamed: Branch | None = None
@@ -105,6 +105,7 @@ class Scope:
             )
             branch.scope.owner, branch.scope.run = self.owner, self.run
             branch.scope.root = self.root
+            branch.scope.deadlines = [block for block in self.deadlines if block.inside]
             branch.name = str  # the task's coroutine is not kept alive
 
     def check_depth(self, path: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any
@@ -15,6 +15,7 @@ from kagzi.clock import StoreClock
 from kagzi.errors import InvalidInput, NonDeterminism
 from kagzi.scope import Scope
 from kagzi.store.rows import StoredStep
+from kagzi.store.store import StoredGroup
 from kagzi.work import Home, Work
 
 SLEEP = "kagzi.sleep"
@@ -82,6 +83,7 @@ class Sleep(Work):
         self._until = until
         self._clock = clock
         self._timer: Any = None
+        self._deadlines = list(scope.deadlines)
         self.durable = False
         self.wake_at: datetime | None = None
 
@@ -110,12 +112,16 @@ class Sleep(Work):
             return
         assert self.wake_at is not None, "set when it began"
         self.durable = True
+        for deadline in self._deadlines:
+            if deadline.holds_back(self.wake_at):
+                deadline.put_off(self._wait)
+                return
         left_s = self._clock.seconds_until(self.wake_at)
         if left_s <= 0:
             self.closed = True
             self.hand_over()
         else:
-            self._timer = self.home.set_timer(left_s, self._wait)
+            self._timer = self.home.set_timer(left_s, self._wait, self.wake_at)
 
 
 def _later(now: datetime, seconds: float) -> datetime:
@@ -132,7 +138,11 @@ class Deadline:
     """`async with ctx.timeout(s)`: ends the block's waits when its time is up.
 
     Whether it was is a checkpoint, committed before anyone notices. On replay what was recorded
-    before that moment is given as it was, and the next wait is where the block ends.
+    before that moment is given as it was, and the next wait is where the block ends; what was
+    recorded later, by a task that outlives the block, is given when the block has ended.
+
+    Attributes:
+        inside: The block has begun and not ended.
     """
 
     def __init__(
@@ -148,7 +158,9 @@ class Deadline:
         self._timer: Any = None
         self._task: asyncio.Task[Any] | None = None
         self._committed: asyncio.Future[None] | None = None
-        self._inside = False
+        self.inside = False
+        self._moment: datetime | None = None
+        self._put_offs: list[Callable[[], None]] = []
         self._cancelled = False
         self._decided = False
         self._known = False
@@ -156,37 +168,60 @@ class Deadline:
 
     async def __aenter__(self) -> Deadline:
         self._task = asyncio.current_task()
-        self._inside = True
         ended = self._end.recorded()
         started = self._start.recorded()
+        if started is not None:
+            assert started.output is not None, "a deadline is recorded with its moment"
+            self._moment = datetime.fromisoformat(orjson.loads(started.output))
         if ended is not None:
             self._known = True
             assert ended.output is not None, "a decision says which"
             if orjson.loads(ended.output):
                 self._decided = True
                 self._expired_number = ended.completed_number
-                self._scope.deadlines.append(self)
-            return self
-        now = self._clock.now()
-        if started is None:
-            deadline = _later(now, self._seconds)
-            self._start.write(now, deadline.isoformat())
-        else:
-            assert started.output is not None, "a deadline is recorded with its moment"
-            deadline = datetime.fromisoformat(orjson.loads(started.output))
-        left_s = max(0.0, (deadline - now).total_seconds())
-        self._timer = self._home.set_timer(left_s, self._expire)
+        elif started is None:
+            now = self._clock.now()
+            self._moment = _later(now, self._seconds)
+            self._start.write(now, self._moment.isoformat())
+        self.inside = True
+        if not self._known:
+            self._wait()
+        self._scope.deadlines.append(self)
         return self
 
-    def reached(self, recorded: StoredStep | None) -> bool:
-        """On replay: whether the block had ended before this step was recorded."""
-        return self._expired_number is not None and (
-            recorded is None or recorded.completed_number > self._expired_number
+    def _wait(self) -> None:
+        """Set the timer; a block around this one that ends no later goes first."""
+        assert self._moment is not None, "set when the block began"
+        if not self.inside:
+            return
+        for around in self._scope.deadlines:
+            if around is not self and around.holds_back(self._moment):
+                around.put_off(self._wait)
+                return
+        left_s = max(0.0, self._clock.seconds_until(self._moment))
+        self._timer = self._home.set_timer(left_s, self._expire, self._moment)
+
+    def reached(self, recorded: StoredStep | StoredGroup | None) -> bool:
+        """On replay: whether the block had ended before this was recorded."""
+        return (
+            self.inside
+            and self._expired_number is not None
+            and (recorded is None or recorded.completed_number > self._expired_number)
         )
 
-    def interrupt(self) -> None:
+    def holds_back(self, at: datetime) -> bool:
+        """Whether a wait up to that moment cannot end in the block, since its time is up first."""
+        return self.inside and self._moment is not None and self._moment <= at
+
+    def put_off(self, action: Callable[[], None]) -> None:
+        """Call back when the block has ended; if that is recorded, now is when it ends."""
+        self._put_offs.append(action)
+        if self._expired_number is not None:
+            self._home.loop.call_soon(self._interrupt)
+
+    def _interrupt(self) -> None:
         """Cancel the task of the block, once."""
-        if not self._cancelled and self._task is not None:
+        if self.inside and not self._cancelled and self._task is not None:
             self._cancelled = True
             self._task.cancel()
 
@@ -196,11 +231,12 @@ class Deadline:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool | None:
-        self._inside = False
+        self.inside = False
         if self._timer is not None:
             self._timer.cancel()
-        if self in self._scope.deadlines:
-            self._scope.deadlines.remove(self)
+        self._scope.deadlines.remove(self)
+        for action in self._put_offs:
+            self._home.loop.call_soon(action)
         if self._committed is not None and not self._committed.done():
             await asyncio.shield(self._committed)
         if not self._decided:
@@ -232,5 +268,5 @@ class Deadline:
     def _hop(self, turns: int) -> None:
         if turns:
             self._home.loop.call_soon(self._hop, turns - 1)
-        elif self._inside:
-            self.interrupt()
+        else:
+            self._interrupt()

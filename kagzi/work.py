@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -51,8 +52,13 @@ class Home(Protocol):
     def function_gate(self, definition: Definition, choices: CallOptions | None) -> Gate | None:
         """The permits that a function's `limit` shares in this worker."""
 
-    def set_timer(self, delay_s: float, callback: Callable[[], None]) -> Any:
-        """Call back later; the handle has `cancel()`."""
+    def set_timer(
+        self, delay_s: float, callback: Callable[[], None], at: datetime | None = None
+    ) -> Any:
+        """Call back later, `at` if that is given by the store's clock; the handle has `cancel()`."""
+
+    async def pass_deadlines(self, scope: Scope, recorded: StoredStep | None) -> None:
+        """On replay: wait here if a block's time was up before this was recorded."""
 
     def hand_over(self, work: Work, deliver: Callable[[], None]) -> None:
         """Deliver an outcome, when the code that waits for it has its permits again."""

@@ -23,7 +23,7 @@ from kagzi.worker import Worker
 from tests.engine.witness import Witness
 from tests.fix_db import Databases
 
-PATIENCE_S = 30.0
+PATIENCE_S = 8.0
 
 
 async def until(
@@ -164,9 +164,17 @@ async def _module_engine(databases: Databases) -> AsyncIterator[Engine]:
 @pytest_asyncio.fixture(loop_scope="module")
 async def engine(_module_engine: Engine) -> AsyncIterator[Engine]:
     """The module's engine; a test that leaves it broken, or work behind, fails here."""
+    worker = _module_engine.worker
     yield _module_engine
-    assert _module_engine.worker.lost is None
-    await _module_engine.settled()
+    assert worker.lost is None
+    try:
+        await _module_engine.settled()
+    except TimeoutError:
+        left = [run.claimed for run in worker.runs.values()]
+        for run in list(worker.runs.values()):
+            run.doom(kagzi.KagziError("left behind by a test"))
+        await _module_engine.settled()
+        pytest.fail(f"left behind: {[(run.workflow, run.external_id) for run in left]}")
 
 
 @pytest.fixture

@@ -167,9 +167,7 @@ class Proxy:
                 with suppress(OSError):
                     await one.wait_closed()
 
-    async def _startup(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> bytes:
+    async def _startup(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
         while True:
             (length,) = struct.unpack("!I", await reader.readexactly(4))
             startup = await reader.readexactly(length - 4)

@@ -12,6 +12,7 @@ from uuid import UUID
 
 from kagzi._core import LANE_CPU, LANE_THREAD
 from kagzi.definition import Definition
+from kagzi.failures import describe_exception
 from kagzi.host import current
 from kagzi.model import StepInfo
 from kagzi.pool import wire
@@ -61,6 +62,9 @@ class Body:
         return StepInfo(UUID(bytes=self.head[:16]), self.head[16:].decode(), self.attempt)
 
 
+Failure = tuple[bytes, bytes]  # b"1" if the retry policy wants it again, and the error
+
+
 class BodyHome(Protocol):
     """Who is told how sync bodies end."""
 
@@ -70,7 +74,7 @@ class BodyHome(Protocol):
 
     def returned(self, body: Body, output: bytes) -> None: ...
 
-    def raised(self, body: Body, error: BaseException) -> None: ...
+    def raised(self, body: Body, failure: Failure) -> None: ...
 
 
 class Threads:
@@ -87,7 +91,7 @@ class Threads:
         self._most = {LANE_THREAD: wire.THREADS, LANE_CPU: 1}
         self._lock = threading.Lock()
         self._waiting: set[int] = set()
-        self._answers: list[tuple[Body, bytes | None, BaseException | None]] = []
+        self._answers: list[tuple[Body, bytes | Failure]] = []
 
     def put(self, body: Body) -> None:
         lane = body.lane
@@ -121,9 +125,9 @@ class Threads:
             if body.timeout_us:
                 self._loop.call_soon_threadsafe(self._process.arm, body)
             context = contextvars.Context()
-            output, error = context.run(_run_sync, body)
+            answer = context.run(_run_sync, body)
             with self._lock:
-                self._answers.append((body, output, error))
+                self._answers.append((body, answer))
                 first = len(self._answers) == 1
             if first:
                 self._loop.call_soon_threadsafe(self._deliver)
@@ -131,20 +135,28 @@ class Threads:
     def _deliver(self) -> None:
         with self._lock:
             answers, self._answers = self._answers, []
-        for body, output, error in answers:
+        for body, answer in answers:
             with self._lock:
-                if output is not None:
-                    self._process.returned(body, output)
+                if isinstance(answer, bytes):
+                    self._process.returned(body, answer)
                 else:
-                    assert error is not None, "a body returns or raises"
-                    self._process.raised(body, error)
+                    self._process.raised(body, answer)
 
 
-def _run_sync(body: Body) -> tuple[bytes | None, BaseException | None]:
+def _run_sync(body: Body) -> bytes | Failure:
     definition = body.definition
     current.set(body)
     try:
         args, kwargs = definition.arguments.decode(body.input)
-        return definition.returns.encode(definition.function(*args, **kwargs)), None
+        return definition.returns.encode(definition.function(*args, **kwargs))
     except BaseException as error:
-        return None, error
+        return describe_failure(definition, error)
+
+
+def describe_failure(definition: Definition, error: BaseException) -> Failure:
+    """How a body failed. Never raises, but it runs code of the error's: mark that as the step's."""
+    try:
+        wanted = definition.retry.wants(error)
+    except BaseException:
+        wanted = False
+    return b"1" if wanted else b"0", describe_exception(error)

@@ -30,7 +30,7 @@ from kagzi.errors import InvalidDefinition, StepTimeout
 from kagzi.failures import describe_exception
 from kagzi.host import current
 from kagzi.pool import wire
-from kagzi.pool.body import Body, Message, Threads
+from kagzi.pool.body import Body, Failure, Message, Threads, describe_failure
 from kagzi.pool.marks import Marks, map_cells
 from kagzi.registry import registry
 from kagzi.tasks import install_factory
@@ -50,7 +50,7 @@ class PoolProcess(asyncio.Protocol):
         self._reader = FrameReader()
         self._out = FrameWriter()
         self._flushing = False
-        self._functions: dict[int, Definition | BaseException] = {}
+        self._functions: dict[int, Definition | BaseException | tuple[str, str]] = {}
         self._bodies: dict[int, Body] = {}
         self._transport: asyncio.Transport | None = None
         self._threads = Threads(self)
@@ -107,13 +107,22 @@ class PoolProcess(asyncio.Protocol):
 
     def _define(self, message: Message) -> None:
         _, _, first, _, head, body = message
-        try:
-            self._functions[first] = find_step(head.decode(), body.decode())
-        except BaseException as error:
-            self._functions[first] = error
+        self._functions[first] = head.decode(), body.decode()
+
+    def _function(self, number: int, step: int) -> Definition | BaseException:
+        """What a number stands for; the first step that asks is to blame for the import."""
+        known = self._functions[number]
+        if isinstance(known, tuple):
+            with self.marks.on_behalf_of(step):
+                try:
+                    known = find_step(*known)
+                except BaseException as error:
+                    known = error
+            self._functions[number] = known
+        return known
 
     def _begin(self, message: Message) -> None:
-        definition = self._functions[message[2]]
+        definition = self._function(message[2], message[1])
         if isinstance(definition, BaseException):
             now_us = time.time_ns() // 1000
             self.send(wire.FAILED, message[1], now_us, 0, b"0", describe_exception(definition))
@@ -143,7 +152,7 @@ class PoolProcess(asyncio.Protocol):
             value = await definition.function(*args, **kwargs)
             output = definition.returns.encode(value)
         except BaseException as error:
-            self.raised(body, error)
+            self.raised(body, describe_failure(definition, error))
         else:
             self.returned(body, output)
 
@@ -159,14 +168,18 @@ class PoolProcess(asyncio.Protocol):
             duration_us = time.time_ns() // 1000 - body.started_us
             self.send(wire.DONE, body.number, body.started_us, duration_us, b"", output)
 
-    def raised(self, body: Body, error: BaseException) -> None:
+    def raised(self, body: Body, failure: Failure) -> None:
         if self._end(body):
-            self._send_failure(wire.FAILED, body, error)
+            self._send_failure(wire.FAILED, body, failure)
 
-    def _send_failure(self, kind: int, body: Body, error: BaseException) -> None:
+    def _send_failure(self, kind: int, body: Body, failure: Failure) -> None:
         duration_us = time.time_ns() // 1000 - body.started_us
-        head = b"1" if body.definition.retry.wants(error) else b"0"
-        self.send(kind, body.number, body.started_us, duration_us, head, describe_exception(error))
+        self.send(kind, body.number, body.started_us, duration_us, *failure)
+
+    def _timeout_of(self, body: Body) -> Failure:
+        error = StepTimeout(f"no result within {body.timeout_us / 1e6:g} s")
+        with self.marks.on_behalf_of(body.number):
+            return describe_failure(body.definition, error)
 
     def _end(self, body: Body) -> bool:
         """The body is over: free its cell. True if its outcome is still to be told."""
@@ -183,7 +196,7 @@ class PoolProcess(asyncio.Protocol):
                 self.send(wire.FREED, body.number, body.lane)
             return False
         if body.timed_out:
-            self._send_failure(wire.FAILED, body, _timeout_error(body))
+            self._send_failure(wire.FAILED, body, self._timeout_of(body))
             return False
         return True
 
@@ -217,12 +230,8 @@ class PoolProcess(asyncio.Protocol):
     def _give_up(self, body: Body) -> None:
         """A body that cannot be stopped: the coordinator will replace this process."""
         if not body.answered and body.number in self._bodies:
-            self._send_failure(wire.TIMED_OUT, body, _timeout_error(body))
+            self._send_failure(wire.TIMED_OUT, body, self._timeout_of(body))
             body.answered = True
-
-
-def _timeout_error(body: Body) -> StepTimeout:
-    return StepTimeout(f"no result within {body.timeout_us / 1e6:g} s")
 
 
 def find_step(reference: str, name: str) -> Definition:

@@ -65,6 +65,9 @@ class Keeper(Protocol):
     def lost(self, link: PoolLink) -> None:
         """A process that is gone."""
 
+    def suspect_waits(self, link: PoolLink) -> None:
+        """A suspect, in a process of its own, waits for inner work."""
+
 
 class PoolLink(asyncio.Protocol):
     """One pool process."""
@@ -85,8 +88,7 @@ class PoolLink(asyncio.Protocol):
         self.process_id = 0
         self.steps: dict[int, Step] = {}
         self.leaving = False
-        self.culprit: int | None = None  # the step seen on its loop at the last look
-        self.blocked_since = 0.0
+        self.seen_running: dict[int, float] = {}  # steps with a timeout: since when, at each look
         self.cells: memoryview | None = None
         self._flushing = False
 
@@ -110,6 +112,10 @@ class PoolLink(asyncio.Protocol):
 
     def cancel(self, step: Step) -> None:
         self.send(wire.CANCEL, step.number)
+
+    def suspended(self, step: Step) -> None:
+        if self.alone:
+            self._pool.suspect_waits(self)
 
     def send(
         self,
@@ -194,9 +200,10 @@ class PoolLink(asyncio.Protocol):
     # --- the end ----------------------------------------------------------------------------
 
     def kill(self) -> None:
-        if self.process is not None and self.process_id:
+        process_id = self.process_id or (self.process.pid if self.process is not None else 0)
+        if process_id:
             with suppress(ProcessLookupError):
-                os.kill(self.process_id, signal.SIGKILL)
+                os.kill(process_id, signal.SIGKILL)
 
     def close(self) -> None:
         if self._transport is not None:

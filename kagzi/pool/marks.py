@@ -5,7 +5,8 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
-from collections.abc import Coroutine, Generator
+from collections.abc import Coroutine, Generator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from kagzi.pool.wire import CELL_FIRST_BODY, CELL_FIRST_THREAD, CELL_LOOP, CELLS
@@ -38,7 +39,9 @@ class Marks:
         self._free_threads = list(range(CELL_FIRST_BODY - 1, CELL_FIRST_THREAD - 1, -1))
 
     def begin(self, number: int) -> int:
-        """Note a body on the loop; returns its cell."""
+        """Note a body on the loop; returns its cell, or 0 where so many wait that none is free."""
+        if not self._free:
+            return 0
         cell = self._free.pop()
         self._cells[cell] = number
         return cell
@@ -50,8 +53,20 @@ class Marks:
         return cell
 
     def end(self, cell: int) -> None:
+        if not cell:
+            return
         self._cells[cell] = 0
         (self._free if cell >= CELL_FIRST_BODY else self._free_threads).append(cell)
+
+    @contextmanager
+    def on_behalf_of(self, number: int) -> Iterator[None]:
+        """Mark what the loop does meanwhile as this step's."""
+        before = self._cells[CELL_LOOP]
+        self._cells[CELL_LOOP] = number
+        try:
+            yield
+        finally:
+            self._cells[CELL_LOOP] = before
 
     def on_loop(self, coroutine: Coroutine[Any, Any, Any], number: int) -> MarkedCoroutine:
         return MarkedCoroutine(coroutine, self._cells, number)
@@ -89,9 +104,12 @@ class MarkedCoroutine(Coroutine[Any, Any, Any]):
         return self._coroutine.__await__()
 
 
+def read_running(cells: memoryview) -> list[int]:
+    """Steps whose code runs: on the loop, and in threads."""
+    return [number for number in cells[CELL_LOOP:CELL_FIRST_BODY].tolist() if number]
+
+
 def read_marks(cells: memoryview) -> tuple[list[int], list[int]]:
     """Of a dead process: steps whose code ran at the end, and all that had begun on its loop."""
-    running = [cells[CELL_LOOP], *cells[CELL_FIRST_THREAD:CELL_FIRST_BODY].tolist()]
-    return [number for number in running if number], [
-        number for number in cells[CELL_FIRST_BODY:].tolist() if number
-    ]
+    begun = [number for number in cells[CELL_FIRST_BODY:].tolist() if number]
+    return read_running(cells), begun

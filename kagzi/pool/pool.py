@@ -13,22 +13,25 @@ import multiprocessing
 import os
 import socket
 import time
-from collections import deque
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import partial
 from multiprocessing.reduction import DupFd
 from typing import Any
 
-from kagzi._core import LANE_ALONE, Step
+from kagzi._core import ENDED, LANE_ALONE, WAITING, Step
 from kagzi.errors import MissingMainGuard, PoolStartFailed, StepCrashed, StepTimeout
 from kagzi.failures import describe_exception
-from kagzi.pool import child, wire
+from kagzi.pool import child
 from kagzi.pool.link import Answers, Feeder, PoolLink
-from kagzi.pool.marks import make_cells, read_marks
+from kagzi.pool.marks import make_cells, read_marks, read_running
 
 logger = logging.getLogger("kagzi.pool")
 
 START_TIMEOUT_S = 60.0
 NEIGHBOUR_GRACE_S = 2.0
 WATCH_S = 0.25
+MOST_CUT_OFF = 5
 
 
 class Pool:
@@ -57,12 +60,13 @@ class Pool:
         self._modules = modules
         self._loop = asyncio.get_running_loop()
         self._links: set[PoolLink] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._suspects: deque[Step] = deque()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._suspects: set[Step] = set()
+        self._suspects_moved = asyncio.Event()
+        self._cut_off: dict[Step, int] = {}  # how often by another's crash
         self._quarantine: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
         self._closing = False
-        self._failures = 0
         self.started = 0
         self.deaths = 0
 
@@ -106,13 +110,17 @@ class Pool:
         self._links.add(link)
         ours, theirs = socket.socketpair()
         descriptor, link.cells = make_cells()
+        spawning = self._loop.run_in_executor(
+            None, _spawn, theirs, descriptor, self._make_context, self._modules
+        )
         try:
-            link.process = await asyncio.to_thread(
-                _spawn, theirs, descriptor, self._make_context, self._modules
-            )
-        except Exception as error:
+            link.process = await asyncio.shield(spawning)
+        except BaseException as error:
             ours.close()
             self._links.discard(link)
+            if not isinstance(error, Exception):
+                await _end_unwanted(spawning)
+                raise
             raise PoolStartFailed(f"a pool process could not be started: {error}") from error
         finally:
             theirs.close()
@@ -141,17 +149,16 @@ class Pool:
     def _start_another(self) -> None:
         if self._closing:
             return
-        task = self._loop.create_task(self._restart())
+        task: asyncio.Task[Any] = self._loop.create_task(self._restart())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _restart(self) -> None:
+    async def _restart(self, alone: bool = False) -> PoolLink:
         pause_s = 0.1
         while True:
             try:
-                await self._start()
-                return
-            except PoolStartFailed as error:
+                return await self._start(alone)
+            except (PoolStartFailed, MissingMainGuard) as error:
                 logger.error("%s; trying again in %.1f s", error, pause_s)
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, 10.0)
@@ -203,17 +210,31 @@ class Pool:
         suspects = [steps.pop(number) for number in running if number in steps]
         if not suspects:
             suspects = [steps.pop(number) for number in begun if number in steps]
-        self.answers.again(list(steps.values()))
-        if link.alone or len(suspects) == 1:
+        if link.alone and not suspects:
+            suspects, steps = list(steps.values()), {}
+        named = link.alone or len(suspects) == 1
+        again, often = self._cut_off_again(steps.values())
+        self.answers.again(again)
+        if named:
             for step in suspects:
                 logger.warning(
                     "pool process %d died while running step %r", link.process_id, step.id
                 )
                 self._fail(link, step, _crash(link))
-        elif suspects:
-            self._suspects.extend(suspects)
-            if self._quarantine is None:
-                self._quarantine = self._loop.create_task(self._try_suspects())
+            suspects = []
+        self._suspect([*suspects, *often])
+        self._suspects_moved.set()
+
+    def _cut_off_again(self, steps: Iterable[Step]) -> tuple[list[Step], list[Step]]:
+        """Apart: those that were cut off many times. One of these may kill where no mark tells."""
+        counts = {step: count for step, count in self._cut_off.items() if step.state != ENDED}
+        again: list[Step] = []
+        often: list[Step] = []
+        for step in steps:
+            counts[step] = count = self._cut_off.get(step, 0) + 1
+            (again if count < MOST_CUT_OFF else often).append(step)
+        self._cut_off = counts
+        return again, often
 
     def _fail(self, link: PoolLink, step: Step, error: Exception) -> None:
         now_us = time.time_ns() // 1000
@@ -222,49 +243,82 @@ class Pool:
             step, describe_exception(error), wanted, now_us, now_us, link.process_id
         )
 
-    async def _try_suspects(self) -> None:
-        """Run suspects one at a time in a process of their own."""
-        link: PoolLink | None = None
+    # --- suspects ---------------------------------------------------------------------------
+
+    def _suspect(self, steps: list[Step]) -> None:
+        """Let these run one at a time, each without neighbours: the one that dies alone is it."""
+        steps = [step for step in steps if not step.group.closed]
+        for step in steps:
+            step.lane = LANE_ALONE
+            self._suspects.add(step)
+        self.executor.submit(steps)
+        for step in steps:
+            self.executor.ending(step).add_done_callback(partial(self._suspect_ended, step))
+        if self._suspects and self._quarantine is None:
+            self._quarantine = self._loop.create_task(self._run_suspects())
+
+    def _suspect_ended(self, step: Step, _: object) -> None:
+        self._suspects.discard(step)
+        self._suspects_moved.set()
+
+    def suspect_waits(self, link: PoolLink) -> None:
+        """Others go on in another process meanwhile: they may be what it waits for."""
+        link.place.open = False
+        self._suspects_moved.set()
+
+    async def _run_suspects(self) -> None:
+        """Keep a process for them, as long as there are any."""
         try:
             while self._suspects:
-                step = self._suspects.popleft()
-                if step.group.closed:
-                    continue
-                if link is None or link not in self._links or link.leaving:
-                    link = await self._start(alone=True)
-                step.lane = LANE_ALONE
-                self.executor.submit([step])
-                await self.executor.ending(step)
+                self._suspects_moved.clear()
+                links = [link for link in self._links if link.alone and not link.leaving]
+                for link in links:
+                    if not link.place.open and not link.steps:
+                        self._dismiss(link)
+                waiting = any(step.state == WAITING for step in self._suspects)
+                if waiting and not any(link.place.open for link in links):
+                    await self._restart(alone=True)
+                else:
+                    await self._suspects_moved.wait()
         finally:
             self._quarantine = None
-            if link is not None and link in self._links:
-                link.leaving = True
-                link.kill()
+            for link in [link for link in self._links if link.alone]:
+                self._dismiss(link)
 
-    # --- bodies that block their loop -------------------------------------------------------
+    def _dismiss(self, link: PoolLink) -> None:
+        link.leaving = True
+        link.kill()
+
+    # --- bodies that block their process ----------------------------------------------------
 
     async def _watch_timeouts(self) -> None:
-        """Kill a process whose loop one body with a timeout has blocked well past it."""
+        """Replace a process in which a body runs well past its timeout.
+
+        The process sees to timeouts itself, unless that body blocks its loop, or (compiled code
+        that keeps the interpreter's lock) everything.
+        """
         while True:
             await asyncio.sleep(WATCH_S)
             now = time.monotonic()
             for link in list(self._links):
-                if link.cells is None or link.leaving or not link.steps:
-                    continue
-                number = link.cells[wire.CELL_LOOP]
-                step = link.steps.get(number)
-                if step is None or not step.timeout_us:
-                    link.culprit = None
-                    continue
-                if link.culprit is None or link.culprit != number:
-                    link.culprit = number
-                    link.blocked_since = now
-                elif now - link.blocked_since > step.timeout_us / 1e6 + child.CANCEL_GRACE_S:
-                    del link.steps[number]
-                    link.finish(step)
-                    seconds = step.timeout_us / 1e6
-                    self._fail(link, step, StepTimeout(f"no result within {seconds:g} s"))
-                    self.replace(link, f"step {step.id!r} blocks its event loop")
+                if link.cells is not None and not link.leaving:
+                    self._look_at(link, link.cells, now)
+
+    def _look_at(self, link: PoolLink, cells: memoryview, now: float) -> None:
+        before = link.seen_running
+        link.seen_running = {
+            number: before.get(number, now)
+            for number in read_running(cells)
+            if number in link.steps and link.steps[number].timeout_us
+        }
+        for number, since in link.seen_running.items():
+            timeout_s = link.steps[number].timeout_us / 1e6
+            if now - since > timeout_s + child.CANCEL_GRACE_S:
+                step = link.steps.pop(number)
+                link.finish(step)
+                self._fail(link, step, StepTimeout(f"no result within {timeout_s:g} s"))
+                self.replace(link, f"step {step.id!r} blocks it past its timeout")
+                return
 
 
 class _Descriptor:
@@ -293,6 +347,14 @@ def _spawn(
     )
     process.start()
     return process
+
+
+async def _end_unwanted(spawning: asyncio.Future[Any]) -> None:
+    """Nobody waits any more for a process that is being started, which cannot be stopped."""
+    with suppress(Exception):
+        process = await spawning
+        process.kill()
+        await asyncio.to_thread(_reap, process)
 
 
 def _reap(process: Any) -> None:

@@ -1,9 +1,9 @@
 """A worker's fenced connection: commits batches, each in one transaction behind the fence.
 
 Two forms, by size: up to `UNNEST_MOST` steps one prepared INSERT over arrays, above that binary
-COPY with its BEGIN, fence and COMMIT in one message. No batch takes more than five statements. After a connection is lost while a commit is
-under way nobody knows its outcome: the batch is sent again in the first form, which changes nothing
-that is there already, and what was there is read back.
+COPY with its BEGIN, fence and COMMIT in one message; never more than five statements. After a
+connection is lost while a commit is under way nobody knows its outcome: the batch is sent again in
+the first form, which changes nothing that is there already, and what was there is read back.
 """
 
 from __future__ import annotations

@@ -69,3 +69,10 @@ async def test_list_given_to_parallel_is_led_to_parallel_vec(dsn: str) -> None:
     async with kagzi.connect(dsn) as client, client.worker(processes=0):
         with pytest.raises(kagzi.InvalidDefinition, match="parallel_vec"):
             await (await client.start(confused)).result(timeout=30)
+
+
+async def test_result_that_is_late_says_how_the_run_stands(dsn: str) -> None:
+    async with kagzi.connect(dsn) as client:
+        handle = await client.start(one_group, id="nobody's")
+        with pytest.raises(TimeoutError, match=r"\"nobody's\" is pending after 0\.05 s.*worker"):
+            await handle.result(timeout=0.05)

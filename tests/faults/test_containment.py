@@ -9,6 +9,7 @@ import signal
 import sys
 import types
 from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ import pytest
 import pytest_asyncio
 
 import kagzi
-from kagzi import Context, ErrorStrategy, ParallelResult, Retry, StepFailed
+from kagzi import Context, ErrorStrategy, ParallelResult, StepFailed
 from kagzi.pool import child, pool
+from kagzi.pool.marks import Marks, make_cells, read_marks
+from kagzi.pool.wire import CELL_FIRST_BODY, CELLS
+from kagzi.runner import MOST_CRASHES
 from tests.engine.witness import Witness
 from tests.faults import bodies
 from tests.fix_engine import PATIENCE_S, Engine, started, until
@@ -414,6 +418,21 @@ async def test_whatever_a_body_raises_is_its_own_failure_and_nobody_elses(
 
 
 @kagzi.workflow
+async def raises_one(ctx: Context, lane: str, name: str) -> str:
+    try:
+        return await ctx.step(RAISING[lane], name)
+    except StepFailed as error:
+        return error.type
+
+
+@pytest.mark.parametrize("lane", ["async", "sync", "cpu"])
+async def test_error_whose_text_takes_the_process_down_is_its_steps_crash(
+    engine: Engine, lane: str
+) -> None:
+    assert await engine.run(raises_one, lane, "Killing") == "kagzi.errors.StepCrashed"
+
+
+@kagzi.workflow
 async def bad_predicates(ctx: Context) -> list[str]:
     found = await ctx.parallel_vec(
         "g",
@@ -579,16 +598,7 @@ async def test_pool_that_is_closed_while_it_replaces_a_process_leaves_none_behin
         await until(lambda: len(os.listdir("/proc/self/fd")) <= descriptors + 2)
 
 
-@kagzi.workflow
-async def nested_widely(ctx: Context, width: int) -> int:
-    found = await ctx.parallel_vec("g", [bodies.outer_add.bind(n) for n in range(width)])
-    return sum(found)
-
-
 def test_marks_run_out_without_harm() -> None:
-    from kagzi.pool.marks import Marks, make_cells, read_marks
-    from kagzi.pool.wire import CELL_FIRST_BODY, CELLS
-
     descriptor, cells = make_cells()
     os.close(descriptor)
     marks = Marks(cells)
@@ -605,14 +615,39 @@ def test_marks_run_out_without_harm() -> None:
 
 
 @kagzi.workflow
-async def never_runs(ctx: Context) -> None:
-    raise AssertionError("this run has brought down too many workers")
+async def brings_down(ctx: Context, folder: str) -> str:
+    Witness(folder).note("driven")
+    return await ctx.step(bodies.neighbour, folder, "done")
 
 
-async def test_run_that_brought_its_worker_down_again_and_again_is_failed_and_not_looped(
-    engine: Engine,
+async def test_run_whose_workers_end_abruptly_again_and_again_is_failed_until_it_is_retried(
+    engine: Engine, witness: Witness
 ) -> None:
-    async with await kagzi.connect(engine.dsn, migrate=False).__aenter__() as client:
-        handle = await client.start(never_runs)
-    assert handle is not None
-    assert Retry is not None
+    witness.open("neighbours")
+    await engine.settled()
+    for crashes, survives in ((MOST_CRASHES - 1, True), (MOST_CRASHES, False)):
+        async with held_back(engine):
+            handle = await engine.start(brings_down, witness.folder)
+            query = "UPDATE kagzi.workflow_runs SET crash_count = %(crashes)s WHERE id = %(id)s"
+            await engine.rows(query, crashes=crashes, id=handle.run_id)
+        outcome = await engine.outcome(handle)
+        if survives:
+            assert outcome == "done"
+            query = "SELECT crash_count FROM kagzi.workflow_runs WHERE id = %(id)s"
+            assert await engine.rows(query, id=handle.run_id) == [(0,)]
+    assert isinstance(outcome, kagzi.RunFailed)
+    assert isinstance(outcome, kagzi.RunCrashed)
+    assert f"{MOST_CRASHES} workers" in str(outcome)
+    assert witness.entries.count("driven") == 1
+    assert await (await engine.client.retry(handle)).result(timeout=PATIENCE_S) == "done"
+
+
+@asynccontextmanager
+async def held_back(engine: Engine) -> AsyncIterator[None]:
+    """No run is claimed meanwhile."""
+    concurrency, engine.worker.concurrency = engine.worker.concurrency, 0
+    try:
+        yield
+    finally:
+        engine.worker.concurrency = concurrency
+        engine.worker.wake()

@@ -1,4 +1,4 @@
-"""Rows for the tests of the store: steps as they are when their bodies have returned, and others."""
+"""Rows for the tests of the store: steps whose bodies have returned, and others."""
 
 from __future__ import annotations
 

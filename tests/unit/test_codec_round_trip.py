@@ -248,9 +248,9 @@ def test_union_of_plain_types_has_no_tag_and_stays_plain() -> None:
 
 
 def same_name(module: str, field_type: type) -> type:
-    return dataclasses.make_dataclass(
-        "Same", [("value", field_type)], namespace={"__module__": module}
-    )
+    made = dataclasses.make_dataclass("Same", [("value", field_type)])
+    made.__module__ = module
+    return made
 
 
 def test_union_of_two_classes_of_one_name_keeps_them_apart() -> None:
