@@ -70,14 +70,18 @@ class Answers:
         if not step.group.closed:
             attempt_failed(step, error, wanted, started_us, completed_us, process_id)
 
+    def cut_off(self, steps: list[Step]) -> list[Step]:
+        """Bodies ended with their process; those that are still wanted, to be begun again."""
+        wanted = [step for step in steps if not step.group.closed]
+        for step in wanted:
+            step.run.body_cut_off(step)
+            for key in [key for key in self._inner if key[0] == step.number]:
+                del self._inner[key]
+        return wanted
+
     def again(self, steps: list[Step]) -> None:
         """Bodies were cut off by a neighbour's end; the attempt does not count."""
-        for step in steps:
-            if not step.group.closed:
-                step.run.body_cut_off(step)
-                for key in [key for key in self._inner if key[0] == step.number]:
-                    del self._inner[key]
-        self._worker.begin([step for step in steps if not step.group.closed])
+        self._worker.begin(self.cut_off(steps))
 
     # --- inner work -------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from types import CodeType
 from typing import Any, Literal, Protocol, TypeVar, overload
@@ -648,8 +648,8 @@ def decoded(request: GroupRequest, values: list[bytes | None]) -> list[Any]:
 
 
 @step(name="kagzi.now", where="coordinator")
-async def _now() -> datetime:
-    return datetime.now(UTC)
+async def _now(ctx: Context) -> datetime:
+    return ctx._host.store_now()  # by the clock that ends a sleep
 
 
 @step(name="kagzi.random", where="coordinator")

@@ -140,5 +140,8 @@ class Host(Protocol):
     ) -> Any:
         """A future that resolves when the time, kept in the store, has come."""
 
+    def store_now(self) -> datetime:
+        """The store's time; in the coordinator only."""
+
     def timeout(self, scope: Scope, path: str, seconds: float) -> Any:
         """An async context manager that ends the waits inside it when its time is up."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -144,12 +145,15 @@ class LocalPlace:
         context = contextvars.copy_context()
         work = self._threads.submit(context.run, _call, step.definition.function, args, kwargs)
         try:
-            return await asyncio.wrap_future(work, loop=self._loop)
+            value, error = await asyncio.wrap_future(work, loop=self._loop)
         except asyncio.CancelledError:
             if not work.cancel() and not work.done():
                 self._give_up_thread(step.lane)
                 work.add_done_callback(lambda _: self._thread_ended(step.lane))
             raise
+        if inspect.isawaitable(value):  # a lambda around an async function
+            value = await value
+        return value, error
 
     def _give_up_thread(self, lane: int) -> None:
         self.place.set_room(lane, max(0, self.place.room(lane) - 1))

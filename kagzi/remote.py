@@ -71,6 +71,9 @@ class RemoteHost:
     def sleep(self, scope: Scope, step_id: str, seconds: Any, until: datetime | None) -> Any:
         raise _workflow_only("ctx.sleep", "; a step may use asyncio.sleep")
 
+    def store_now(self) -> datetime:
+        raise _workflow_only("the store's clock")
+
     def timeout(self, scope: Scope, path: str, seconds: float) -> Any:
         raise _workflow_only("ctx.timeout", "; a step may use asyncio.timeout")
 

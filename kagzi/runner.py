@@ -311,11 +311,11 @@ class LiveRun:
         self, scope: Scope, recorded: Checkpoint | None, action: Callable[[], None]
     ) -> bool:
         """On replay: put off what came after a block's time was up until the block has ended."""
-        for deadline in scope.deadlines:
-            if deadline.reached(recorded):
-                deadline.put_off(action)
-                return True
-        return False
+        reached = [deadline for deadline in scope.deadlines if deadline.reached(recorded)]
+        if not reached:
+            return False
+        min(reached, key=lambda deadline: deadline.expired_number).put_off(action)
+        return True
 
     def _begin_late(self, work: Work) -> None:
         if not work.ended:

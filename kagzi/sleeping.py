@@ -112,10 +112,10 @@ class Sleep(Work):
             return
         assert self.wake_at is not None, "set when it began"
         self.durable = True
-        for deadline in self._deadlines:
-            if deadline.holds_back(self.wake_at):
-                deadline.put_off(self._wait)
-                return
+        block = first_to_end(self._deadlines, self.wake_at)
+        if block is not None:
+            block.put_off(self._wait)
+            return
         left_s = self._clock.seconds_until(self.wake_at)
         if left_s <= 0:
             self.closed = True
@@ -134,6 +134,12 @@ def _later(now: datetime, seconds: float) -> datetime:
     return at
 
 
+def first_to_end(blocks: list[Deadline], at: datetime) -> Deadline | None:
+    """The block whose time is up first, if that is before a wait inside it can end."""
+    first = min((b for b in blocks if b.inside), key=lambda b: b.moment, default=None)
+    return first if first is not None and first.moment <= at else None
+
+
 class Deadline:
     """`async with ctx.timeout(s)`: ends the block's waits when its time is up.
 
@@ -143,6 +149,8 @@ class Deadline:
 
     Attributes:
         inside: The block has begun and not ended.
+        moment: When its time is up.
+        expired_number: On replay: when, in the run's own count, its time was up; else None.
     """
 
     def __init__(
@@ -159,12 +167,12 @@ class Deadline:
         self._task: asyncio.Task[Any] | None = None
         self._committed: asyncio.Future[None] | None = None
         self.inside = False
-        self._moment: datetime | None = None
-        self._put_offs: list[Callable[[], None]] = []
+        self.moment = FARTHEST
+        self._after: list[Callable[[], None]] = []
         self._cancelled = False
         self._decided = False
         self._known = False
-        self._expired_number: int | None = None
+        self.expired_number: int | None = None
 
     async def __aenter__(self) -> Deadline:
         self._task = asyncio.current_task()
@@ -172,17 +180,17 @@ class Deadline:
         started = self._start.recorded()
         if started is not None:
             assert started.output is not None, "a deadline is recorded with its moment"
-            self._moment = datetime.fromisoformat(orjson.loads(started.output))
+            self.moment = datetime.fromisoformat(orjson.loads(started.output))
         if ended is not None:
             self._known = True
             assert ended.output is not None, "a decision says which"
             if orjson.loads(ended.output):
                 self._decided = True
-                self._expired_number = ended.completed_number
+                self.expired_number = ended.completed_number
         elif started is None:
             now = self._clock.now()
-            self._moment = _later(now, self._seconds)
-            self._start.write(now, self._moment.isoformat())
+            self.moment = _later(now, self._seconds)
+            self._start.write(now, self.moment.isoformat())
         self.inside = True
         if not self._known:
             self._wait()
@@ -191,32 +199,31 @@ class Deadline:
 
     def _wait(self) -> None:
         """Set the timer; a block around this one that ends no later goes first."""
-        assert self._moment is not None, "set when the block began"
         if not self.inside:
             return
-        for around in self._scope.deadlines:
-            if around is not self and around.holds_back(self._moment):
-                around.put_off(self._wait)
-                return
-        left_s = max(0.0, self._clock.seconds_until(self._moment))
-        self._timer = self._home.set_timer(left_s, self._expire, self._moment)
+        around = first_to_end([b for b in self._scope.deadlines if b is not self], self.moment)
+        if around is not None:
+            around.after(self._wait)
+            return
+        left_s = max(0.0, self._clock.seconds_until(self.moment))
+        self._timer = self._home.set_timer(left_s, self._expire, self.moment)
 
     def reached(self, recorded: StoredStep | StoredGroup | None) -> bool:
         """On replay: whether the block had ended before this was recorded."""
         return (
             self.inside
-            and self._expired_number is not None
-            and (recorded is None or recorded.completed_number > self._expired_number)
+            and self.expired_number is not None
+            and (recorded is None or recorded.completed_number > self.expired_number)
         )
 
-    def holds_back(self, at: datetime) -> bool:
-        """Whether a wait up to that moment cannot end in the block, since its time is up first."""
-        return self.inside and self._moment is not None and self._moment <= at
+    def after(self, action: Callable[[], None]) -> None:
+        """Call back when the block has ended."""
+        self._after.append(action)
 
     def put_off(self, action: Callable[[], None]) -> None:
-        """Call back when the block has ended; if that is recorded, now is when it ends."""
-        self._put_offs.append(action)
-        if self._expired_number is not None:
+        """Call back when the block has ended; on replay, this is the wait that it ends in."""
+        self.after(action)
+        if self.expired_number is not None:
             self._home.loop.call_soon(self._interrupt)
 
     def _interrupt(self) -> None:
@@ -235,7 +242,7 @@ class Deadline:
         if self._timer is not None:
             self._timer.cancel()
         self._scope.deadlines.remove(self)
-        for action in self._put_offs:
+        for action in self._after:
             self._home.loop.call_soon(action)
         if self._committed is not None and not self._committed.done():
             await asyncio.shield(self._committed)
@@ -245,7 +252,7 @@ class Deadline:
             return None
         if self._cancelled and self._task is not None:
             self._task.uncancel()
-        if kind is None or kind is asyncio.CancelledError:
+        if kind is None or (kind is asyncio.CancelledError and self._cancelled):
             raise TimeoutError(
                 f"the block of {self._path!r} did not end within {self._seconds:g} s"
             ) from error

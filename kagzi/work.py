@@ -55,7 +55,7 @@ class Home(Protocol):
     def set_timer(
         self, delay_s: float, callback: Callable[[], None], at: datetime | None = None
     ) -> Any:
-        """Call back later, `at` if that is given by the store's clock; the handle has `cancel()`."""
+        """Call back later; `at` is when, by the store's clock. The handle has `cancel()`."""
 
     async def pass_deadlines(self, scope: Scope, recorded: StoredStep | None) -> None:
         """On replay: wait here if a block's time was up before this was recorded."""

@@ -47,6 +47,9 @@ class Answers(Protocol):
     ) -> None:
         """A body that raised, ran out of time, or took its process down."""
 
+    def cut_off(self, steps: list[Step]) -> list[Step]:
+        """Bodies that ended with their process; those that are still wanted, to be begun again."""
+
     def again(self, steps: list[Step]) -> None:
         """Bodies that were cut off by a neighbour's end; the attempt does not count."""
 
@@ -87,6 +90,7 @@ class PoolLink(asyncio.Protocol):
         self.process: Any = None
         self.process_id = 0
         self.steps: dict[int, Step] = {}
+        self.joined = False  # it is given steps
         self.leaving = False
         self.seen_running: dict[int, float] = {}  # steps with a timeout: since when, at each look
         self.cells: memoryview | None = None

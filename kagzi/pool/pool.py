@@ -97,6 +97,8 @@ class Pool:
         await asyncio.gather(
             *(asyncio.to_thread(_reap, link.process) for link in links if link.process is not None)
         )
+        for link in links:
+            link.cells = None
         self._links.clear()
 
     @property
@@ -132,17 +134,21 @@ class Pool:
         except (TimeoutError, PoolStartFailed) as error:
             link.kill()
             link.close()
-            await asyncio.to_thread(_reap, link.process)
-            if link.process.exitcode == child.NO_GUARD:
+            code = await asyncio.to_thread(_reap, link.process)
+            if code == child.NO_GUARD:
                 raise MissingMainGuard(
                     "the script starts kagzi when it is imported, and pool processes import it: "
                     'put what starts kagzi under `if __name__ == "__main__":`'
                 ) from None
             raise PoolStartFailed(
-                f"a pool process was not ready: {error or 'no answer'} (exit code "
-                f"{link.process.exitcode}); what it said itself is on the standard error stream"
+                f"a pool process was not ready: {error or 'no answer'} (exit code {code}); what it "
+                "said itself is on the standard error stream"
             ) from None
+        if link not in self._links:
+            await asyncio.to_thread(_reap, link.process)
+            raise PoolStartFailed("a pool process ended as soon as it was ready")
         self.started += 1
+        link.joined = True
         self.executor.add_link(link)
         return link
 
@@ -190,8 +196,7 @@ class Pool:
         if not link.ready.done():
             link.ready.set_exception(PoolStartFailed("it ended before it was ready"))
             link.ready.exception()
-            return
-        if self._closing:
+        if self._closing or not link.joined:
             return
         self.deaths += 1
         self._loop.run_in_executor(None, _reap, link.process)
@@ -201,6 +206,7 @@ class Pool:
             link.finish(step)
         assert link.cells is not None, "a process that was ready has its cells"
         running, begun = read_marks(link.cells)
+        link.cells = None
         if link.leaving:
             # Killed by us: whoever overstayed has been told already.
             self.answers.again(list(steps.values()))
@@ -247,7 +253,7 @@ class Pool:
 
     def _suspect(self, steps: list[Step]) -> None:
         """Let these run one at a time, each without neighbours: the one that dies alone is it."""
-        steps = [step for step in steps if not step.group.closed]
+        steps = self.answers.cut_off(steps)
         for step in steps:
             step.lane = LANE_ALONE
             self._suspects.add(step)
@@ -357,8 +363,13 @@ async def _end_unwanted(spawning: asyncio.Future[Any]) -> None:
         await asyncio.to_thread(_reap, process)
 
 
-def _reap(process: Any) -> None:
+def _reap(process: Any) -> int | None:
+    """Wait for a process that was killed or has ended; its exit code."""
     process.join(5)
+    code: int | None = process.exitcode
+    if code is not None:
+        process.close()  # its descriptors; a reference cycle would keep them for a while
+    return code
 
 
 def _crash(link: PoolLink) -> StepCrashed:

@@ -63,7 +63,7 @@ async def test_a_short_sleep_stays_in_memory(engine: Engine, witness: Witness) -
     assert epoch == 1, "claimed once"
     sleep = next(step for step in (await handle.describe()).steps if step.id == "sleep")
     after = next(step for step in (await handle.describe()).steps if step.id == "note#2")
-    assert after.started_at - sleep.started_at >= timedelta(seconds=0.05)
+    assert after.started_at - sleep.started_at >= timedelta(seconds=0.04)
 
 
 async def test_a_long_sleep_parks_the_run_holds_nothing_and_wakes(
@@ -293,6 +293,13 @@ async def _inner_block(ctx: Context, folder: str) -> None:
         await _sequence(ctx, folder)
 
 
+async def _inner_block_of_two(ctx: Context, folder: str) -> None:
+    async with ctx.timeout(60):
+        await ctx.step(steps.note, folder, "early")
+        await ctx.step(steps.note, folder, "early too")
+        await _sequence(ctx, folder)
+
+
 async def _swallowing(ctx: Context, folder: str) -> None:
     try:
         await _sequence(ctx, folder)
@@ -319,6 +326,7 @@ BLOCKS = {
         _stream_with_slow_body,
         _sleeping,
         _inner_block,
+        _inner_block_of_two,
         _swallowing,
         _body,
     )
@@ -445,6 +453,32 @@ async def test_nested_blocks_end_each_by_its_own_deadline(
     await engine.rewind(handle)
     assert await handle.result(timeout=5) == expected
     assert witness.entries == entries
+
+
+@kagzi.workflow
+async def inner_block_that_lasts_longer(ctx: Context, folder: str) -> list[str]:
+    found = []
+    try:
+        async with ctx.timeout(0.05):
+            try:
+                async with ctx.timeout(HOUR_S):
+                    await ctx.step(steps.gated.__wrapped__, folder, "x", "never")
+            except TimeoutError:
+                found.append(await ctx.step(steps.note.__wrapped__, folder, "inner"))
+    except TimeoutError:
+        found.append("outer")
+    return found
+
+
+async def test_an_inner_block_does_not_run_out_of_time_on_a_late_replay(
+    clocked: Engine, witness: Witness
+) -> None:
+    result, handle = await clocked.drive(inner_block_that_lasts_longer, witness.folder)
+    assert result == ["outer"]
+    await clocked.move_clock(DAY_S)
+    await until_beat(clocked)
+    assert await clocked.replay(handle) == ["outer"]
+    assert witness.entries == ["+x", "!x"]
 
 
 @kagzi.workflow
