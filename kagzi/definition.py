@@ -89,6 +89,8 @@ class Call(Generic[T_co]):
             retry: Replaces the step's retry policy. Its `on` must be exception types.
             timeout: Seconds for each attempt.
         """
+        if retry is not None and not isinstance(retry, Retry):
+            raise InvalidInput(f"retry must be a kagzi.Retry, got {retry!r}")
         if retry is not None and callable(retry.on) and not isinstance(retry.on, type):
             raise InvalidInput(
                 "a call's retry policy cannot carry a predicate function: "

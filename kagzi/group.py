@@ -57,7 +57,7 @@ class Group(Work):
         first_us = self._recall()
         if recorded is not None and recorded.decision is not None:
             self._close_from(recorded)
-        elif self.slots.remaining == 0 or self._decided_by_record():
+        elif self._decided_by_record() or self.slots.remaining == 0:
             self.closed = True
             if recorded is None:
                 self._close_row()

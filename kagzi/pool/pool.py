@@ -120,6 +120,7 @@ class Pool:
         except BaseException as error:
             ours.close()
             self._links.discard(link)
+            link.cells = None
             if not isinstance(error, Exception):
                 await _end_unwanted(spawning)
                 raise
@@ -197,6 +198,7 @@ class Pool:
             link.ready.set_exception(PoolStartFailed("it ended before it was ready"))
             link.ready.exception()
         if self._closing or not link.joined:
+            link.cells = None
             return
         self.deaths += 1
         self._loop.run_in_executor(None, _reap, link.process)

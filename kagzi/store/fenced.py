@@ -250,13 +250,15 @@ def _copy_messages(
 def _add_rows(values: dict[str, bytes], batch: Batch) -> None:
     """Parameters of `write_rows` but for the steps: one array per column."""
     marks = batch.marks
+    # Runs that computed one key at once: ON CONFLICT must not meet it twice, and the first stays.
+    memos = {memo.key: memo for memo in reversed(batch.memos)}
     tables: tuple[tuple[str, list[Any], _Columns], ...] = (
         ("a", batch.attempts, _ATTEMPT_COLUMNS),
         ("g", batch.groups, _GROUP_COLUMNS),
         ("r", batch.runs, _RUN_COLUMNS),
         ("v", [mark for mark in marks if not mark.of_group], _MARK_COLUMNS),
         ("w", [mark for mark in marks if mark.of_group], _MARK_COLUMNS),
-        ("m", [_memo_columns(memo) for memo in batch.memos], _MEMO_COLUMNS),
+        ("m", [_memo_columns(memo) for memo in memos.values()], _MEMO_COLUMNS),
     )
     for letter, rows, columns in tables:
         for place, (column, oid) in enumerate(columns):

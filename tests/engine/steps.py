@@ -255,3 +255,33 @@ async def relay(folder: str, index: int) -> str:
     witness.note(str(index))
     witness.open(str(index))
     return str(index)
+
+
+@kagzi.step(cpu=True)
+def brief_cpu(folder: str, entry: str) -> str:
+    witness = Witness(folder)
+    witness.note(f"+{entry}")
+    time.sleep(0.003)
+    witness.note(f"-{entry}")
+    return entry
+
+
+@kagzi.step(limit=1)
+async def one_at_a_time(folder: str, entry: str) -> str:
+    """Waits at the gate `on` while it is the first."""
+    witness = Witness(folder)
+    witness.note(f"+{entry}")
+    await witness.pass_gate("on")
+    witness.note(f"-{entry}")
+    return entry
+
+
+@kagzi.step
+async def open_around(ctx: Context, folder: str, entry: str, limit: int) -> list[str]:
+    """Open from its first to its last instruction, with an inner group between them."""
+    witness = Witness(folder)
+    witness.note(f"+{entry}")
+    calls = [brief.bind(folder, f"inner of {entry}, {index}") for index in range(3)]
+    found = await ctx.parallel_vec("inner", calls, limit=limit)
+    witness.note(f"-{entry}")
+    return found

@@ -376,8 +376,11 @@ def raises_before_a_deadly_predicate(name: str) -> str:
 
 # --- neighbours -----------------------------------------------------------------------------
 
+# They look at their gate every few milliseconds. A process that is killed from outside just then
+# is taken to have died of that look, so they have attempts to spare.
 
-@kagzi.step
+
+@kagzi.step(retry=Retry.fixed(3, 0.0))
 async def neighbour(folder: str, entry: str) -> str:
     witness = Witness(folder)
     witness.note(f"+{entry} {os.getpid()}")
@@ -385,7 +388,7 @@ async def neighbour(folder: str, entry: str) -> str:
     return entry
 
 
-@kagzi.step
+@kagzi.step(retry=Retry.fixed(3, 0.0))
 def neighbour_sync(folder: str, entry: str) -> str:
     witness = Witness(folder)
     witness.note(f"+{entry} {os.getpid()}")

