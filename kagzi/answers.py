@@ -137,6 +137,7 @@ class Answers:
         step.started_us = step.completed_us = time.time_ns() // 1000
         step.process_id = -1
         if not step.group.closed:
+            step.group.cached += 1
             step.group.accept([step])
 
 

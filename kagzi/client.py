@@ -191,7 +191,7 @@ class Client:
             raise InvalidInput(f"priority must be a 32-bit int, got {priority!r}")
         payload = workflow.arguments.encode(args, kwargs)
         run_id = uuid7()
-        external_id = str(run_id) if id is None else check_name("run id", id)
+        external_id = str(run_id) if id is None else check_name("run id", id, in_path=False)
         started = await self._store.insert_run(
             run_id, external_id, workflow.name, workflow.version, priority, payload
         )

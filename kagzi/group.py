@@ -36,7 +36,6 @@ class Group(Work):
         super().__init__(home, scope, request.path)
         self.request = request
         self.slots = Slots(len(request.ids))
-        self.cached = 0
         self.decision: str | None = None
         self.decided_index: int | None = None
         self.row: GroupRow | None = None

@@ -249,8 +249,10 @@ class RunDetails:
         return self.summary.error
 
 
-def check_name(what: str, value: object, most_bytes: int = MAX_NAME_BYTES) -> str:
-    """`value`, if it can be a name: printable text without `/` and `#`, not too long.
+def check_name(
+    what: str, value: object, most_bytes: int = MAX_NAME_BYTES, *, in_path: bool = True
+) -> str:
+    """`value`, if it can be a name: printable text, not too long; in a path without `/` and `#`.
 
     Raises:
         InvalidName: Says what is wrong with it.
@@ -268,7 +270,7 @@ def check_name(what: str, value: object, most_bytes: int = MAX_NAME_BYTES) -> st
         raise InvalidName(f"{what} {shown} has {size} bytes; at most {most_bytes} are stored")
     if not value.isprintable():
         raise InvalidName(f"{what} {shown} has characters that cannot be printed; leave them out")
-    if SEPARATOR in value or NUMBER_SIGN in value:
+    if in_path and (SEPARATOR in value or NUMBER_SIGN in value):
         raise InvalidName(
             f"{what} {shown} has a '/' or '#', which separate and number step ids; use ':' or '-'"
         )

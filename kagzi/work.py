@@ -87,6 +87,7 @@ class Work:
         self.home = home
         self.scope = scope
         self.path = path
+        self.cached = 0  # steps answered without their body
         self.closed = False
         self.ended = False
         self.withdrawn = False

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 
-
 import pytest
 import uvloop
 
@@ -16,5 +15,3 @@ def pytest_asyncio_loop_factories(
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     # Known to pytest-asyncio from 1.5 on; before that the plain loop serves.
     return {"uvloop": uvloop.new_event_loop}
-
-

@@ -62,7 +62,9 @@ async def plain_callables(ctx: Context, folder: str) -> None:
 @program
 async def groups(ctx: Context, folder: str) -> None:
     await ctx.parallel("pages", add.bind(1, 2), square.bind(3))
-    await ctx.parallel("pages", {"a": add.bind(1, 2), "b/c#d%e": square.bind(3), "é ü": echo.bind(1)})
+    await ctx.parallel(
+        "pages", {"a": add.bind(1, 2), "b/c#d%e": square.bind(3), "é ü": echo.bind(1)}
+    )
     await ctx.parallel_vec("pages", [square.bind(n) for n in range(3)])
     await ctx.parallel_vec("keyed", [square.bind(n) for n in range(2)], keys=["x", "y"])
     await ctx.map("mapped", square, range(2), key=lambda n: f"item {n}")

@@ -40,3 +40,20 @@ async def flaky_then_gate(ctx: Context, folder: str) -> tuple[int, str]:
     """An attempt that counts, then one that is cut off, then as many as are left."""
     attempt = await ctx.step(steps.fails_then_waits, folder)
     return attempt, await ctx.step(steps.note, folder, "after")
+
+
+@kagzi.workflow
+async def long_story(ctx: Context, folder: str, size: int) -> list[str]:
+    """Steps of every kind, each noting that it ran: in sequence, in groups, within bodies."""
+    found = []
+    for index in range(size):
+        found.append(await ctx.step(steps.note, folder, f"single {index}"))
+        found += await ctx.parallel_vec(
+            "group",
+            [
+                (steps.note, steps.note_sync, steps.note_cpu)[n % 3].bind(folder, f"{index}.{n}")
+                for n in range(12)
+            ],
+        )
+        found += await ctx.step(steps.noting_body, folder, f"{index}")
+    return found

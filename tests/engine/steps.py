@@ -285,3 +285,10 @@ async def open_around(ctx: Context, folder: str, entry: str, limit: int) -> list
     found = await ctx.parallel_vec("inner", calls, limit=limit)
     witness.note(f"-{entry}")
     return found
+
+
+@kagzi.step
+async def noting_body(ctx: Context, folder: str, name: str) -> list[str]:
+    """A body whose inner steps are noted; itself it may run again when it is cut off."""
+    calls = [note.bind(folder, f"{name} inner {index}") for index in range(4)]
+    return await ctx.parallel_vec("inner", calls, limit=2)

@@ -144,9 +144,11 @@ async def test_partial_failure_with_fail_fast_starts_no_later_step_of_a_sibling(
     assert run.status == "failed"
     outcomes = {step.id: step.status for step in run.steps}
     name = "note" if where == "pool" else "branch_in_coordinator"
-    assert outcomes == {f"both/0/{name}": "completed", "both/1": "failed", "both/2": "completed"} or (
-        outcomes == {"both/0/note": "completed", "both/1": "failed", "both/2": "completed"}
-    )
+    assert outcomes == {
+        f"both/0/{name}": "completed",
+        "both/1": "failed",
+        "both/2": "completed",
+    } or (outcomes == {"both/0/note": "completed", "both/1": "failed", "both/2": "completed"})
     (group,) = [group for group in run.groups if group.path == "both"]
     assert (group.decision, group.decided_index) == ("failure", 1)
     assert (group.succeeded, group.failed) == (1, 1)
@@ -334,7 +336,9 @@ async def test_memoisation_across_runs_of_a_worker_that_is_killed_half_way(
 
 @kagzi.workflow
 async def lost_race(ctx: Context, folder: str, size: int) -> Any:
-    calls = [(steps.fail, steps.fail_sync)[index % 2].bind(folder, f"{index}") for index in range(size)]
+    calls = [
+        (steps.fail, steps.fail_sync)[index % 2].bind(folder, f"{index}") for index in range(size)
+    ]
     return await ctx.race("mirrors", calls)
 
 

@@ -356,9 +356,7 @@ async def shrinking_group(ctx: Context, folder: str) -> list[int]:
     return found
 
 
-async def test_a_group_of_another_size_is_non_determinism(
-    engine: Engine, witness: Witness
-) -> None:
+async def test_a_group_of_another_size_is_non_determinism(engine: Engine, witness: Witness) -> None:
     _now_reads["size"] = 3
     _, handle = await engine.drive(shrinking_group, witness.folder)
     _now_reads["size"] = 2

@@ -297,7 +297,9 @@ async def test_a_memo_answers_other_runs_and_is_their_own_checkpoint(
     second, handle = await engine.drive(saves, witness.folder, "global")
     assert first == second == [n * n for n in range(20)]
     assert len(witness.entries) == 20
-    assert {step.process_id for step in (await handle.describe()).steps} == {-1}
+    details = await handle.describe()
+    assert {step.process_id for step in details.steps} == {-1}
+    assert details.groups[0].cached == 20
     await engine.rows("DELETE FROM kagzi.memos")
     assert await engine.replay(handle) == second
     assert len(witness.entries) == 20

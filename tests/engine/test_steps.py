@@ -357,7 +357,9 @@ async def catches_failures(ctx: Context, folder: str) -> list[Any]:
         except StepFailed as error:
             found.append([error.step_id, error.type, error.message, error.attempts])
             found.append(error.is_a(steps.Flaky) and not error.is_a(ValueError))
-            found.append(f"{args[0]} failed" in error.traceback and "raise Flaky" in error.traceback)
+            found.append(
+                f"{args[0]} failed" in error.traceback and "raise Flaky" in error.traceback
+            )
     try:
         await ctx.step(local)
     except StepFailed as error:
@@ -366,9 +368,7 @@ async def catches_failures(ctx: Context, folder: str) -> list[Any]:
     return found
 
 
-async def test_a_failure_says_the_same_live_and_on_replay(
-    engine: Engine, witness: Witness
-) -> None:
+async def test_a_failure_says_the_same_live_and_on_replay(engine: Engine, witness: Witness) -> None:
     result, handle = await engine.drive(catches_failures, witness.folder)
     name = "tests.engine.steps.Flaky"
     assert result == [

@@ -58,7 +58,9 @@ async def test_a_short_sleep_stays_in_memory(engine: Engine, witness: Witness) -
     result, handle = await engine.drive(pauses, witness.folder, 0.05)
     assert result == "after"
     (epoch,) = (
-        await engine.rows("SELECT epoch FROM kagzi.workflow_runs WHERE id = %(id)s", id=handle.run_id)
+        await engine.rows(
+            "SELECT epoch FROM kagzi.workflow_runs WHERE id = %(id)s", id=handle.run_id
+        )
     )[0]
     assert epoch == 1, "claimed once"
     sleep = next(step for step in (await handle.describe()).steps if step.id == "sleep")
@@ -176,14 +178,25 @@ async def test_sleep_until_a_moment(engine: Engine, ahead_s: float) -> None:
 
 
 async def _no_zone(ctx: Context) -> None:
-    await ctx.sleep_until(datetime(2026, 1, 1))  # noqa: DTZ001 - on purpose
+    await ctx.sleep_until(datetime(2026, 1, 1))
 
 
 BAD_TIMES: dict[str, Any] = {
     "no zone": _no_zone,
     **{
         f"sleep {value!r}": lambda ctx, value=value: ctx.sleep(value)
-        for value in (-1, float("nan"), float("inf"), None, "5", True, False, timedelta(-1), 1e300, [])
+        for value in (
+            -1,
+            float("nan"),
+            float("inf"),
+            None,
+            "5",
+            True,
+            False,
+            timedelta(-1),
+            1e300,
+            [],
+        )
     },
     **{
         f"timeout {value!r}": lambda ctx, value=value: ctx.timeout(value).__aenter__()
@@ -545,7 +558,9 @@ async def test_as_completed_goes_on_after_a_crash_with_the_order_so_far(
     )
     again = await engine.replay(handle, keep)
     known = [step_id for (step_id,) in rows]
-    assert [one[0] for one in again][: len(known)] == known == [one[0] for one in result][: len(known)]
+    assert (
+        [one[0] for one in again][: len(known)] == known == [one[0] for one in result][: len(known)]
+    )
     assert sorted(map(str, again)) == sorted(map(str, result))
 
 
