@@ -329,7 +329,12 @@ class LiveRun:
         if not scope.deadlines:
             return
         passed: asyncio.Future[None] = self.loop.create_future()
-        if self._put_off(scope, recorded, lambda: passed.done() or passed.set_result(None)):
+
+        def go_on() -> None:
+            if not passed.done():
+                passed.set_result(None)
+
+        if self._put_off(scope, recorded, go_on):
             await passed
 
     # --- home of its work -------------------------------------------------------------------

@@ -95,6 +95,7 @@ class Worker:
         self._memo_steps: list[Step] = []
         self._memo_task: asyncio.Task[None] | None = None
         self._draining = False
+        self._doubtful_until = 0.0  # a claim may have been made unnoticed
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -197,10 +198,8 @@ class Worker:
         stopped = list(self.runs.values())
         for run in stopped:
             run.give_back() if self.lost is None else run.stop()
-        for run in stopped:
-            await run.wait_stopped()
-        if self.lost is None:
-            await self.writer.drain()
+        await asyncio.gather(*(run.wait_stopped() for run in stopped))
+        let_go = self.lost is None and await self._drain_writer()
         await self.writer.close()
         if self._memo_task is not None:
             self._memo_task.cancel()
@@ -214,13 +213,24 @@ class Worker:
             await asyncio.gather(self._notifying, return_exceptions=True)
         await self._fenced.close()
         await self._fenced_large.close()
-        try:
-            await self.store.rescue(self.worker_id, "closed", forced=True)
-        except StoreError as error:
-            logger.warning("the lease could not be ended, it will run out: %s", error)
+        if let_go:
+            try:
+                await self.store.rescue(self.worker_id, "closed", forced=True)
+            except StoreError as error:
+                logger.warning("the lease could not be ended, it will run out: %s", error)
         if not self.ended.done():
             self.ended.set_result(None)
         logger.info("worker %s ended", self.worker_id)
+
+    async def _drain_writer(self) -> bool:
+        """Wait until all that was put is written; False if the store does not answer."""
+        try:
+            async with asyncio.timeout(self.lease_s):
+                await self.writer.drain()
+        except TimeoutError:
+            logger.warning("the store does not answer: what is held goes on when the lease ends")
+            return False
+        return self.lost is None
 
     async def _until_idle(self) -> None:
         while self.runs:
@@ -248,8 +258,20 @@ class Worker:
             run.stop()
         self.runs.clear()
         self._idle.set()
+        if not isinstance(error, LeaseLost):
+            self._tasks.append(self.loop.create_task(self._end_lease(str(error))))
         if not self.ended.done():
             self.ended.set_result(None)
+
+    async def _end_lease(self, reason: str) -> None:
+        """Let others go on with the runs of this worker, though its process lives."""
+        while True:
+            try:
+                await self.store.rescue(self.worker_id, reason, forced=True)
+                return
+            except Exception as error:
+                logger.warning("the lease is not ended yet: %s", error)
+            await asyncio.sleep(self.poll_s)
 
     # --- runs -------------------------------------------------------------------------------
 
@@ -257,21 +279,36 @@ class Worker:
         while not self._draining:
             self._wake.clear()
             most = min(self.concurrency - len(self.runs), CLAIM_MOST)
-            claimed: list[ClaimedRun] = []
-            if most > 0:
-                try:
-                    claimed = await self.store.claim_runs(self.worker_id, registry.names(), most)
-                except StoreError as error:
-                    logger.warning("claiming waits: %s", error)
-            for run in claimed:
-                self._drive(run)
-            if claimed and len(claimed) == most:
+            claimed = 0
+            try:
+                claimed = await self._claim(most)
+            except StoreError as error:
+                self._doubtful_until = self.loop.time() + self.lease_s
+                logger.warning("claiming waits: %s", error)
+            except Exception:
+                self._doubtful_until = self.loop.time() + self.lease_s
+                logger.exception("claiming failed, and is tried again")
+            if 0 < most == claimed:
                 continue
             try:
                 async with asyncio.timeout(self.poll_s):
                     await self._wake.wait()
             except TimeoutError:
                 pass
+
+    async def _claim(self, most: int) -> int:
+        """Take and drive up to `most` due runs; how many."""
+        if self.loop.time() < self._doubtful_until:
+            # A claim may have been committed although its answer never came.
+            freed = await self.store.free_strays(self.worker_id, list(self.runs))
+            if freed:
+                logger.warning("%d runs were claimed unnoticed, and are free again", freed)
+        if most <= 0:
+            return 0
+        claimed = await self.store.claim_runs(self.worker_id, registry.names(), most)
+        for run in claimed:
+            self._drive(run)
+        return len(claimed)
 
     def _drive(self, claimed: ClaimedRun) -> None:
         run = LiveRun(self, claimed, registry.workflow(claimed.workflow, claimed.version))
@@ -310,6 +347,8 @@ class Worker:
                 await self._end_earlier_incarnations()
             except StoreError as error:
                 logger.warning("rescue waits: %s", error)
+            except Exception:
+                logger.exception("a rescue failed, and is tried again")
 
     async def _end_earlier_incarnations(self) -> None:
         """Workers of this host whose process is gone: their leases need not run out first."""
@@ -362,7 +401,7 @@ class Worker:
                 keys = [memo_key(step) for step in steps]
                 try:
                     found = await self.store.find_memos(keys)
-                except StoreError as error:
+                except Exception as error:
                     logger.warning("memos are left aside: %s", error)
                     found = {}
                 for step, key in zip(steps, keys, strict=True):

@@ -189,6 +189,13 @@ FROM due WHERE r.id = due.id
 RETURNING r.id, r.external_id, r.workflow, r.version, r.priority, r.epoch, r.input, r.crash_count,
     r.created_at;
 
+-- name: free_strays
+-- Frees runs that a worker holds without knowing it. Index: workflow_runs_held.
+UPDATE {schema}.workflow_runs SET status = 'pending', worker_id = NULL,
+    wake_at = {schema}.now_at(), crash_count = greatest(0, crash_count - 1)
+WHERE worker_id = %(worker_id)s AND id <> ALL(%(run_ids)s::uuid[])
+RETURNING id;
+
 -- name: load_steps
 -- Checkpoints of claimed runs. Index: step_runs_pkey.
 SELECT run_id, step_id, status, function, input_hash, output, error, attempts,

@@ -264,6 +264,15 @@ class Store:
                 claimed[run_id].attempts[step_id] = StoredAttempts(*attempts)
         return sorted(claimed.values(), key=lambda run: (-run.priority, run.created_at))
 
+    async def free_strays(self, worker_id: UUID, driven: Sequence[UUID]) -> int:
+        """Free what a worker holds and does not drive: claims whose answer never reached it.
+
+        Never call it beside `claim_runs` of the same worker.
+
+        Source: queries.sql, free_strays.
+        """
+        return len(await self._rows("free_strays", worker_id=worker_id, run_ids=list(driven)))
+
     async def next_due_s(self) -> float | None:
         """Seconds until the earliest sleeping run is due; None when none sleeps."""
         rows = await self._rows("next_due")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -286,7 +287,7 @@ async def test_parallel_with_retry_backs_off_exponentially_and_gives_up_at_the_l
     ]
     # Counted from when the failure was recorded, by the store's clock.
     assert all(wait_s >= least_s for wait_s, least_s in zip(waits, [0.01, 0.02, 0.04], strict=True))
-    for before, after in zip(attempts, attempts[1:], strict=False):
+    for before, after in pairwise(attempts):
         assert before.retry_at is not None
         assert after.started_at >= before.retry_at
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -58,10 +60,14 @@ async def test_ids_of_branches_do_not_depend_on_which_branch_is_faster(
         for gate in order:
             witness.shut(gate)
         begun = len(witness.entries)
+
+        def ended(gate: str, begun: int) -> bool:
+            return f"-{gate}" in witness.entries[begun:]
+
         handle = await engine.start(interleaved, witness.folder, kind)
         for gate in order:
             witness.open(gate)
-            await until(lambda gate=gate: f"-{gate}" in witness.entries[begun:])  # type: ignore[misc]
+            await until(partial(ended, gate, begun))
         expected = {name: [f"{name}1", f"{name}2", f"{name}3"] for name in "abc"}
         assert await handle.result(PATIENCE_S) == expected
         entries = [entry[1:] for entry in witness.entries[begun:] if entry.startswith("-")]
@@ -370,10 +376,8 @@ async def test_a_group_of_another_size_is_non_determinism(engine: Engine, witnes
 
 @kagzi.workflow
 async def swallows_everything(ctx: Context, folder: str) -> str:
-    try:
+    with suppress(Exception):
         await ctx.step(steps.note, folder, _now_reads["entry"], name="it")
-    except Exception:
-        pass
     return await ctx.step(steps.note, folder, "went on")
 
 
