@@ -199,7 +199,10 @@ class Worker:
         for run in stopped:
             run.give_back() if self.lost is None else run.stop()
         await asyncio.gather(*(run.wait_stopped() for run in stopped))
-        let_go = self.lost is None and await self._drain_writer()
+        if self.lost is None:
+            answers = await self._drain_writer()
+        else:
+            answers = not isinstance(self.lost, LeaseLost)
         await self.writer.close()
         if self._memo_task is not None:
             self._memo_task.cancel()
@@ -213,7 +216,7 @@ class Worker:
             await asyncio.gather(self._notifying, return_exceptions=True)
         await self._fenced.close()
         await self._fenced_large.close()
-        if let_go:
+        if answers:
             try:
                 await self.store.rescue(self.worker_id, "closed", forced=True)
             except StoreError as error:
