@@ -18,8 +18,16 @@ from kagzi.store.queries import load_queries
 logger = logging.getLogger("kagzi.worker")
 
 
+STOP_S = 5.0
+
+
 class Heartbeat:
     """The thread.
+
+    Attributes:
+        beats: Renewals that succeeded.
+        tries: Renewals that were answered, or failed; it stands still while one is unanswered.
+        good_since: When, by `time.monotonic()`, the renewals since which none failed began.
 
     Args:
         on_beat: Told, in the thread, the store's time and when it was asked and answered.
@@ -45,23 +53,27 @@ class Heartbeat:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="kagzi-heartbeat", daemon=True)
         self.beats = 0
+        self.tries = 0
+        self.good_since = time.monotonic()
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
         self._stop.set()
-        self._thread.join()
+        self._thread.join(STOP_S)  # it may wait for an answer that never comes
 
     def _run(self) -> None:
         connection: psycopg.Connection[Any] | None = None
         # Counted from when the last renewal that succeeded was sent: the store's lease is no older.
-        held_from = time.monotonic()
+        held_from = self.good_since = time.monotonic()
+        failing = False
         wait_s = self._heartbeat_s
         try:
             while not self._stop.wait(wait_s):
                 wait_s = self._heartbeat_s
                 sent = time.monotonic()
+                is_new = connection is None
                 try:
                     if connection is None:
                         connection = psycopg.connect(
@@ -80,7 +92,12 @@ class Heartbeat:
                     if connection is not None:
                         connection.close()
                         connection = None
+                    self.tries += 1
+                    failing = True
                     logger.warning("heartbeat failed: %s", self._connector.explain(error))
+                    if not is_new:
+                        wait_s = 0.0  # it may be this connection alone, cut while we were paused
+                        continue
                     if time.monotonic() - held_from > self._lease_s:
                         self._on_lost("the lease could not be renewed in time")
                         return
@@ -90,6 +107,9 @@ class Heartbeat:
                     self._on_lost("another worker ended the lease")
                     return
                 held_from = sent
+                if failing:
+                    failing, self.good_since = False, time.monotonic()
+                self.tries += 1
                 self.beats += 1
                 self._on_beat(row[0], asked_at, answered_at)
         finally:

@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 import traceback
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -27,7 +28,10 @@ def load_module(name: str) -> ModuleType:
         raise InvalidInput(f"{name!r} is not a module's name: write it as in `import {stem}`")
     folder = os.getcwd()
     if folder not in sys.path:
-        sys.path.insert(0, folder)
+        # First, as for a script; but in a checkout of kagzi last, for pool processes look there too
+        # and would find a kagzi beside the one that is installed.
+        first = not Path(folder, "kagzi", "__init__.py").exists()
+        sys.path.insert(0 if first else len(sys.path), folder)
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:

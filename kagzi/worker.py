@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -38,6 +39,7 @@ from kagzi.tasks import assign_scope, install_factory
 logger = logging.getLogger("kagzi.worker")
 
 CLAIM_MOST = 100
+LAST_WORD_S = 5.0
 
 
 class Worker:
@@ -175,6 +177,7 @@ class Worker:
         self._tasks = [
             self.loop.create_task(self._claim_for_ever()),
             self.loop.create_task(self._rescue_for_ever()),
+            self.loop.create_task(self._watch_heartbeat()),
         ]
         logger.info("worker %s started with %d pool processes", self.worker_id, self.processes)
 
@@ -199,10 +202,7 @@ class Worker:
         for run in stopped:
             run.give_back() if self.lost is None else run.stop()
         await asyncio.gather(*(run.wait_stopped() for run in stopped))
-        if self.lost is None:
-            answers = await self._drain_writer()
-        else:
-            answers = not isinstance(self.lost, LeaseLost)
+        answers = self.lost is not None or await self._drain_writer()
         await self.writer.close()
         if self._memo_task is not None:
             self._memo_task.cancel()
@@ -218,8 +218,9 @@ class Worker:
         await self._fenced_large.close()
         if answers:
             try:
-                await self.store.rescue(self.worker_id, "closed", forced=True)
-            except StoreError as error:
+                async with asyncio.timeout(LAST_WORD_S):
+                    await self.store.rescue(self.worker_id, "closed", forced=True)
+            except (StoreError, TimeoutError) as error:
                 logger.warning("the lease could not be ended, it will run out: %s", error)
         if not self.ended.done():
             self.ended.set_result(None)
@@ -233,7 +234,7 @@ class Worker:
         except TimeoutError:
             logger.warning("the store does not answer: what is held goes on when the lease ends")
             return False
-        return self.lost is None
+        return True
 
     async def _until_idle(self) -> None:
         while self.runs:
@@ -341,17 +342,34 @@ class Worker:
         while True:
             await asyncio.sleep(min(self.heartbeat_s, self.lease_s / 3))
             try:
-                for worker_id in await self.store.find_expired():
-                    if worker_id == self.worker_id:
-                        continue
-                    freed = await self.store.rescue(worker_id, "lease ran out")
-                    logger.warning("worker %s is gone; %d runs freed", worker_id, freed)
-                    self._wake.set()
+                if time.monotonic() - self._heartbeat.good_since >= self.heartbeat_s:
+                    await self._rescue_expired()
                 await self._end_earlier_incarnations()
             except StoreError as error:
                 logger.warning("rescue waits: %s", error)
             except Exception:
                 logger.exception("a rescue failed, and is tried again")
+
+    async def _rescue_expired(self) -> None:
+        """Not right after the store was away: others had no chance to renew their leases either."""
+        for worker_id in await self.store.find_expired():
+            if worker_id == self.worker_id:
+                continue
+            freed = await self.store.rescue(worker_id, "lease ran out")
+            logger.warning("worker %s is gone; %d runs freed", worker_id, freed)
+            self._wake.set()
+
+    async def _watch_heartbeat(self) -> None:
+        """Stop trusting the lease when a renewal has no answer, not even an error, for as long.
+
+        Counted in turns, so that a pause of this whole process does not count.
+        """
+        tries, silent_s, turn_s = -1, 0.0, self.heartbeat_s / 2
+        while silent_s <= self.lease_s:
+            await asyncio.sleep(turn_s)
+            silent_s = silent_s + turn_s if self._heartbeat.tries == tries else 0.0
+            tries = self._heartbeat.tries
+        self._lose(LeaseLost("the store does not answer"))
 
     async def _end_earlier_incarnations(self) -> None:
         """Workers of this host whose process is gone: their leases need not run out first."""

@@ -7,6 +7,7 @@ checkpoints that the store had when the first worker was dead: those steps must 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import kagzi
 from kagzi.client import Client, RunHandle
 from kagzi.demo.steps import GROUP, WORKER_VARIABLE, analyse_before_witness
 from kagzi.demo.telling import MODULE, POLL_S, Bar, Teller, choose_sources
@@ -49,7 +51,9 @@ async def show_crash(
     teller = Teller(quiet)
     chosen, sources = choose_sources(folder, full)
     run_id = f"demo-{uuid7().hex[-10:]}"
-    command = [sys.executable, "-m", "kagzi", "--schema", schema, "worker", MODULE, "--quiet"]
+    # -P: the kagzi that runs here, not one that may lie in the current folder.
+    command = [sys.executable, "-P", "-m", "kagzi", "--schema", schema]
+    command += ["worker", MODULE, "--quiet"]
     if processes is not None:
         command += ["--processes", str(processes)]
     teller.title(f"Analysing {len(sources):,} Python files in {chosen}, through a crash")
@@ -170,7 +174,7 @@ async def _worker(
     with log.open("wb") as output:
         worker = await asyncio.create_subprocess_exec(
             *command,
-            env={**environment, WORKER_VARIABLE: name},
+            env={**environment, WORKER_VARIABLE: name, "PYTHONPATH": _import_path(environment)},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -193,3 +197,9 @@ def _read_witness(witness: Path) -> dict[str, list[str]]:
         worker, _, step_id = line.partition(" ")
         begun[worker].append(step_id)
     return begun
+
+
+def _import_path(environment: Mapping[str, str]) -> str:
+    """Where this kagzi was imported from, before whatever the environment adds."""
+    own = str(Path(kagzi.__file__).parents[1])
+    return os.pathsep.join([own, *filter(None, [environment.get("PYTHONPATH")])])

@@ -1,0 +1,28 @@
+"""A worker as a program of its own: `python -m tests.faults.worker_process DSN OPTIONS`.
+
+It ends with 75 when it has lost its lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+
+import kagzi
+from tests.faults import programs
+
+
+async def main(dsn: str, options: str) -> int:
+    assert programs, "imported for the workflows that it registers"
+    logging.basicConfig(level=logging.INFO, stream=sys.stdout)
+    async with kagzi.connect(dsn, migrate=False) as client:
+        async with client.worker(**json.loads(options)) as worker:
+            print("claims", flush=True)
+            await worker.ended
+    return 75 if isinstance(worker.lost, kagzi.LeaseLost) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main(sys.argv[1], sys.argv[2])))
