@@ -92,6 +92,11 @@ class CheckpointWriter:
         self._room().clears.append((run_id, step_id))
         self._start()
 
+    def put_drop(self, run_id: UUID, path: str, of_group: bool) -> None:
+        """Remove one checkpoint, or the row of one group."""
+        self._room().drops.append((run_id, path, of_group))
+        self._start()
+
     def put_group(self, row: GroupRow) -> None:
         # Not `_room`: a group's row belongs to the batch of the step that closed it.
         self._open.groups.append(row)
@@ -208,7 +213,7 @@ class CheckpointWriter:
         rest.add_steps(refused)
         rest.attempts, rest.groups, rest.marks = batch.attempts, batch.groups, batch.marks
         rest.memos = [memo for memo in batch.memos if memo.step not in refused]
-        rest.runs, rest.clears = batch.runs, batch.clears
+        rest.runs, rest.clears, rest.drops = batch.runs, batch.clears, batch.drops
         return stored + await write(rest)
 
     async def _commit_large(self, step: Step, committed: Callable[[], None]) -> None:

@@ -127,19 +127,19 @@ class FencedConnection:
         self, connection: psycopg.AsyncConnection[Any], batch: Batch, careful: bool
     ) -> list[tuple[Step, StoredStep]]:
         steps = batch.steps
-        if not careful and len(steps) > UNNEST_MOST and not batch.clears:
+        if not careful and len(steps) > UNNEST_MOST and not batch.removes:
             alone = batch.only_steps
             await self._copy(connection, steps, commit=alone)
             if not alone:
                 await self._write_rows(connection, "write_rows", [], batch)
                 await self._execute(connection, "COMMIT")
             return []
-        if batch.clears:
+        if batch.removes:
             await self._execute(connection, "BEGIN")
         name = "write_steps" if batch.only_steps else "write_rows"
         inserted = await self._write_rows(connection, name, steps, batch)
-        if batch.clears:
-            await self._clear_below(connection, batch)
+        if batch.removes:
+            await self._remove(connection, batch)
             await self._execute(connection, "COMMIT")
         if inserted < len(steps):
             return await self._read_back(connection, steps)
@@ -184,13 +184,22 @@ class FencedConnection:
                     row.status,
                 )
 
-    async def _clear_below(self, connection: psycopg.AsyncConnection[Any], batch: Batch) -> None:
-        self.statements += 1
-        parameters = {
-            "run_ids": [run_id for run_id, _ in batch.clears],
-            "step_ids": [step_id for _, step_id in batch.clears],
-        }
-        await connection.execute(self._queries["clear_below"], parameters)
+    async def _remove(self, connection: psycopg.AsyncConnection[Any], batch: Batch) -> None:
+        if batch.clears:
+            self.statements += 1
+            parameters: dict[str, Any] = {
+                "run_ids": [run_id for run_id, _ in batch.clears],
+                "step_ids": [step_id for _, step_id in batch.clears],
+            }
+            await connection.execute(self._queries["clear_below"], parameters)
+        if batch.drops:
+            self.statements += 1
+            parameters = {
+                "run_ids": [run_id for run_id, _, _ in batch.drops],
+                "paths": [path for _, path, _ in batch.drops],
+                "of_groups": [of_group for _, _, of_group in batch.drops],
+            }
+            await connection.execute(self._queries["drop_paths"], parameters)
 
     async def _execute(self, connection: psycopg.AsyncConnection[Any], statement: str) -> None:
         self.statements += 1

@@ -91,12 +91,25 @@ DELETE FROM {schema}.parallel_groups t USING below b
 WHERE t.run_id = b.run_id AND (t.failed > 0 OR t.decision IS NOT NULL)
     AND t.path > (b.step_id || '/') COLLATE "C" AND t.path < (b.step_id || '0') COLLATE "C";
 
+-- name: drop_paths
+-- Removes checkpoints and groups that followed from a failure that `clear_below` removes.
+-- Indexes: primary keys.
+WITH dropped AS (
+    SELECT * FROM unnest(%(run_ids)s::uuid[], %(paths)s::text[], %(of_groups)s::bool[])
+        AS d(run_id, path, of_group)
+), steps AS (
+    DELETE FROM {schema}.step_runs t USING dropped d
+    WHERE NOT d.of_group AND t.run_id = d.run_id AND t.step_id = d.path
+)
+DELETE FROM {schema}.parallel_groups t USING dropped d
+WHERE d.of_group AND t.run_id = d.run_id AND t.path = d.path;
+
 -- name: read_steps_back
 -- What is stored of steps that were not inserted. Index: step_runs_pkey.
 SELECT t.run_id, t.step_id, t.status, t.function, t.input_hash, t.output, t.error, t.attempts,
     (extract(epoch FROM t.started_at) * 1000000)::int8,
     (extract(epoch FROM t.completed_at) * 1000000)::int8,
-    t.call_number, t.completed_number, t.visible_number
+    t.call_number, t.completed_number, t.visible_number, t.parallel_group_id IS NOT NULL
 FROM {schema}.step_runs t
 JOIN unnest(%(run_ids)s::uuid[], %(step_ids)s::text[]) AS u(run_id, step_id)
     ON t.run_id = u.run_id AND t.step_id = u.step_id;
@@ -201,12 +214,13 @@ RETURNING id;
 SELECT run_id, step_id, status, function, input_hash, output, error, attempts,
     (extract(epoch FROM started_at) * 1000000)::int8,
     (extract(epoch FROM completed_at) * 1000000)::int8,
-    call_number, completed_number, visible_number
+    call_number, completed_number, visible_number, parallel_group_id IS NOT NULL
 FROM {schema}.step_runs WHERE run_id = ANY(%(run_ids)s::uuid[]);
 
 -- name: load_groups
 -- Closed groups of claimed runs. Index: parallel_groups_pkey.
-SELECT run_id, path, kind, size, decision, decided_index, completed_number
+SELECT run_id, path, kind, size, decision, decided_index, completed_number, call_number,
+    visible_number
 FROM {schema}.parallel_groups WHERE run_id = ANY(%(run_ids)s::uuid[]);
 
 -- name: load_attempts

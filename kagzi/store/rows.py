@@ -95,6 +95,7 @@ class Batch:
         "after",
         "attempts",
         "clears",
+        "drops",
         "groups",
         "marks",
         "memos",
@@ -111,6 +112,7 @@ class Batch:
         self.runs: list[RunRow] = []
         self.marks: list[Mark] = []
         self.clears: list[tuple[UUID, str]] = []  # failures below this step are removed
+        self.drops: list[tuple[UUID, str, bool]] = []  # steps (or groups: True) are removed
         self.nbytes = 0
         self.after: list[Callable[[], None]] = []
 
@@ -118,7 +120,13 @@ class Batch:
     def only_steps(self) -> bool:
         return not (
             self.attempts or self.groups or self.memos or self.runs or self.marks or self.clears
+            or self.drops
         )
+
+    @property
+    def removes(self) -> bool:
+        """Whether it takes statements of its own to remove rows."""
+        return bool(self.clears or self.drops)
 
     def __bool__(self) -> bool:
         return bool(self.steps) or bool(self.after) or not self.only_steps
@@ -157,3 +165,4 @@ class StoredStep:
     call_number: int
     completed_number: int
     visible_number: int | None
+    in_group: bool = False

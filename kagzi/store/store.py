@@ -36,6 +36,8 @@ class StoredGroup:
     decision: str | None
     decided_index: int | None
     completed_number: int
+    call_number: int = 0
+    visible_number: int | None = None
 
 
 @dataclass(slots=True)

@@ -146,7 +146,7 @@ def test_failed_run_ends_with_1_and_one_line_that_says_what_to_do(kagzi_command:
         (("run", f"{FLOWS}:doubled", "--input", "5"), 2, "array of positional arguments"),
         (("run", f"{FLOWS}:doubled", "--input", "[[1], 2, 3]"), 2, "at most 2 positional"),
         (("run", f"{FLOWS}:doubled", "--input", '["a"]'), 2, "list"),
-        (("run", f"{FLOWS}:doubled", "--input", "[[1]]", "--id", "a/b"), 2, "run id 'a/b'"),
+        (("run", f"{FLOWS}:doubled", "--input", "[[1]]", "--id", "a\nb"), 2, "run id 'a"),
         (("worker", "no_such_module"), 2, "no module"),
         (("worker", f"{FLOWS}:nothing"), 2, "has no 'nothing'"),
         (("worker", f"{FLOWS}:FLOWS"), 2, "has no 'FLOWS'"),
