@@ -46,6 +46,11 @@ class Answers:
                 end += 1
             part = steps if end - start == count else steps[start:end]
             start = end
+            inside = part[0].run.inside
+            if inside:
+                for step in part:
+                    if step.id in inside:
+                        step.run.body_left(step)
             if work.closed:
                 continue
             work.accept(part)
@@ -67,7 +72,9 @@ class Answers:
         process_id: int,
     ) -> None:
         """A body raised, ran out of time, or took its process down."""
-        if not step.group.closed:
+        if step.group.closed:
+            step.run.body_left(step)
+        else:
             attempt_failed(step, error, wanted, started_us, completed_us, process_id)
 
     def cut_off(self, steps: list[Step]) -> list[Step]:

@@ -19,7 +19,7 @@ from kagzi.host import GroupOutcome, GroupRequest
 from kagzi.model import ErrorStrategy, GroupKind
 from kagzi.scope import Scope
 from kagzi.store.checkpoints import LARGE_BYTES
-from kagzi.store.rows import GroupRow, Mark, StoredStep, at_us
+from kagzi.store.rows import GroupRow, StoredStep, at_us
 from kagzi.store.store import StoredGroup
 from kagzi.stream import Stream
 from kagzi.work import Home, Work
@@ -53,7 +53,7 @@ class Group(Work):
         recorded = self.home.recorded_groups.get(self.path)
         if recorded is not None:
             self._check_shape(recorded)
-        first_us = self._recall()
+        self._recall()
         if recorded is not None and recorded.decision is not None:
             self._close_from(recorded)
         elif self._decided_by_record() or self.slots.remaining == 0:
@@ -66,15 +66,17 @@ class Group(Work):
         elif self.stream is None:
             self._submit()
         if request.timeout_s is not None and not self.closed:
-            passed_s = max(0, self.started_us - (first_us or self.started_us)) / 1e6
-            self._timer = self.home.set_timer(
-                max(0.0, request.timeout_s - passed_s), self._time_out
-            )
+            self._timer = self.home.set_timer(request.timeout_s, self._time_out)
 
     def withdraw(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
         super().withdraw()
+
+    @property
+    def is_timed(self) -> bool:
+        """Its timeout runs: counted from when it began here, so the run stays here meanwhile."""
+        return self._timer is not None
 
     def steps(self) -> Iterable[Step]:
         settled = self.slots.settled
@@ -92,13 +94,12 @@ class Group(Work):
             self.home.doom(error)
             raise error
 
-    def _recall(self) -> int | None:
-        """Fill the slots of recorded steps, make steps of the rest; when the first one began."""
+    def _recall(self) -> None:
+        """Fill the slots of recorded steps, make steps of the rest."""
         request, home, slots = self.request, self.home, self.slots
         recorded = home.recorded_steps
         gate = Gate(request.limit) if request.limit is not None else None
         group_id, priority = self.group_id, request.priority
-        first_us: int | None = None
         choices = request.choices
         done: list[tuple[int, int]] = []
         for index, (step_id, definition, payload) in enumerate(
@@ -116,8 +117,6 @@ class Group(Work):
                 continue
             self._check_recorded(step_id, stored, definition, digest)
             self.cached += 1
-            if first_us is None or stored.started_us < first_us:
-                first_us = stored.started_us
             done.append((stored.completed_number, index))
             if stored.status == "completed":
                 slots.fill(index, stored.output)
@@ -125,7 +124,6 @@ class Group(Work):
                 assert stored.error is not None, "a failed step says why"
                 slots.fail(index, read_failure(stored.error, step_id, stored.attempts))
         self._recorded_order = [index for _, index in sorted(done)]
-        return first_us
 
     def _decided_by_record(self) -> bool:
         """Whether the recorded steps decide it, though its own row was lost."""
@@ -301,6 +299,8 @@ class Group(Work):
 
     def _settle(self) -> None:
         """Hand over the outcome that is durable now."""
+        if self.scope.base and self.row is not None:
+            self.home.remember_group(self.row)
         if self.stream is not None:
             self.stream.end()
             self._end()
@@ -309,7 +309,7 @@ class Group(Work):
         failures = slots.failures
         if self.decision == TIMEOUT:
             assert request.timeout_s is not None or self.home.recorded_groups, "a recorded decision"
-            self._mark_visible([], of_group=True)
+            self.home.mark_visible(self.path, of_group=True)
             self.hand_over(error=GroupTimeout(self.path, request.timeout_s or 0.0))
         elif self.decision == FAILURE:
             assert self.decided_index is not None, "a failure has an index"
@@ -319,13 +319,9 @@ class Group(Work):
             self._mark_visible(failures)
             self.hand_over(GroupOutcome(slots.values, failures, self.decided_index))
 
-    def _mark_visible(self, indexes: Iterable[int], of_group: bool = False) -> None:
-        home = self.home
+    def _mark_visible(self, indexes: Iterable[int]) -> None:
         for index in indexes:
-            if self.request.ids[index] not in home.recorded_steps:
-                home.writer.put_mark(Mark(home.run_id, self.request.ids[index], home.number, False))
-        if of_group and self.path not in home.recorded_groups:
-            home.writer.put_mark(Mark(home.run_id, self.path, home.number, True))
+            self.home.mark_visible(self.request.ids[index])
 
     # --- in order of completion -------------------------------------------------------------
 

@@ -39,7 +39,8 @@ def plan_retry(
     """Which steps and groups to clear, given the failures that caused the run's error.
 
     The failures themselves, the groups and outer steps around them, and whatever was called after
-    such a failure became visible, in the scope that saw it and the scopes above.
+    such a failure became visible, in the scope that saw it and the scopes above. And failures that
+    nobody handled: not seen, or seen only after that one.
     """
     cleared_steps: set[str] = set()
     cleared_groups: set[str] = set()
@@ -67,13 +68,27 @@ def plan_retry(
                 cleared_steps.add(above)
             above = above.rpartition(SEPARATOR)[0]
     for scope, number in seen:
+        for path, record in steps.items():
+            if record.failed and _is_unhandled(record, scope, number):
+                cleared_steps.add(path)
+                above = path.rpartition(SEPARATOR)[0]
+                if record.in_group and above in groups:
+                    cleared_groups.add(above)
         for records, cleared in ((steps, cleared_steps), (groups, cleared_groups)):
             for record in records.values():
-                own = record.scope
-                reaches = own == scope or is_below(own, scope) or is_below(scope, own)
-                if record.call_number > number and reaches:
+                if record.call_number > number and _reaches(scope, record.scope):
                     cleared.add(record.path)
     return cleared_steps, cleared_groups
+
+
+def _reaches(scope: str, own: str) -> bool:
+    return own == scope or is_below(own, scope) or is_below(scope, own)
+
+
+def _is_unhandled(record: CallRecord, scope: str, number: int) -> bool:
+    if record.visible_number is None:
+        return record.scope == scope
+    return record.visible_number >= number and _reaches(scope, record.scope)
 
 
 def outer_steps(steps: Iterable[str], groups: Iterable[str]) -> set[str]:

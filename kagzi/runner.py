@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterable
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
@@ -21,13 +22,14 @@ from kagzi.definition import CallOptions, Definition, Workflow
 from kagzi.errors import OutsideRun, RunCrashed, RunSuspended, StepConflict
 from kagzi.executor import Executor
 from kagzi.failures import describe_exception
-from kagzi.group import Group
+from kagzi.group import TIMEOUT, Group
 from kagzi.host import GroupRequest, StepFuture, StepRequest
 from kagzi.model import RunStatus
+from kagzi.retrying import CallRecord, plan_retry
 from kagzi.scope import Scope, is_below
 from kagzi.sleeping import Deadline, Sleep
 from kagzi.store.checkpoints import CheckpointWriter
-from kagzi.store.rows import RunRow, StoredStep
+from kagzi.store.rows import GroupRow, Mark, RunRow, StoredStep
 from kagzi.store.store import ClaimedRun, StoredGroup
 from kagzi.tasks import assign_scope, current_scope
 from kagzi.timers import Timer, Timers
@@ -92,6 +94,7 @@ class LiveRun:
         self._shared: dict[str, Single] = {}
         self._inner: dict[str, Group] = {}
         self._waits: dict[str, int] = {}
+        self.inside: dict[str, set[Work]] = {}  # by step: what its body has open
         self._retries: dict[str, Timer] = {}
         self.timers = Timers(self.loop, self._consider_parking)
         self._parking: asyncio.TimerHandle | None = None
@@ -223,6 +226,8 @@ class LiveRun:
         )
 
     def _only_retries(self, work: Work) -> bool:
+        if isinstance(work, Group) and work.is_timed:
+            return False
         return all(step.id in self._retries for step in work.steps())
 
     # --- host of the context ----------------------------------------------------------------
@@ -272,7 +277,7 @@ class LiveRun:
         self, scope: Scope, request: GroupRequest
     ) -> AsyncGenerator[tuple[int, Any], None]:
         work = Group(self, scope, request)
-        self._works.add(work)
+        self._take_up(work)
         results = work.results()
         work.begin()
         return results
@@ -290,7 +295,7 @@ class LiveRun:
         self, work: Work, scope: Scope, settle: Any, recorded: Checkpoint | None
     ) -> StepFuture[Any]:
         future = work.join(settle)
-        self._works.add(work)
+        self._take_up(work)
         self._wait_in(work, scope)
         if scope.deadlines and self._put_off(scope, recorded, lambda: self._begin_late(work)):
             return future
@@ -316,6 +321,12 @@ class LiveRun:
             return False
         min(reached, key=lambda deadline: deadline.expired_number).put_off(action)
         return True
+
+    def _take_up(self, work: Work) -> None:
+        self._works.add(work)
+        owner = work.scope.owner
+        if owner is not None:
+            self.inside.setdefault(owner.id, set()).add(work)
 
     def _begin_late(self, work: Work) -> None:
         if not work.ended:
@@ -404,7 +415,27 @@ class LiveRun:
                 step.call_number,
                 step.completed_number,
                 None,
+                step.index >= 0,
             )
+
+    def remember_group(self, row: GroupRow) -> None:
+        self.recorded_groups[row.path] = StoredGroup(
+            row.kind,
+            row.size,
+            row.decision,
+            row.decided_index,
+            row.completed_number,
+            row.call_number,
+        )
+
+    def mark_visible(self, path: str, of_group: bool = False) -> None:
+        known: Any = (self.recorded_groups if of_group else self.recorded_steps).get(path)
+        if known is None or known.visible_number is None:
+            self.writer.put_mark(Mark(self.run_id, path, self.number, of_group))
+        if of_group and known is not None:
+            self.recorded_groups[path] = replace(known, visible_number=self.number)
+        elif known is not None:
+            self.recorded_steps[path] = replace(known, visible_number=self.number)
 
     def work_ended(self, work: Work) -> None:
         self._works.discard(work)
@@ -415,6 +446,13 @@ class LiveRun:
                 del self._shared[work.path]
         elif self._inner.get(work.path) is work:
             del self._inner[work.path]
+        owner = work.scope.owner
+        if owner is not None:
+            works = self.inside.get(owner.id)
+            if works is not None:
+                works.discard(work)
+                if not works:
+                    del self.inside[owner.id]
         if self._works and self.timers.next_s() is not None:
             self._consider_parking()
 
@@ -463,43 +501,74 @@ class LiveRun:
     def body_cut_off(self, step: Step) -> None:
         """A body's process is gone, and it will run again: its inner work goes on meanwhile."""
         self._waits.pop(step.id, None)
-        for work in self._works:
-            if work.scope.owner is step:
-                work.detach()
+        for work in self.inside.get(step.id, ()):
+            work.detach()
 
     def stop_below(self, step: Step, again: bool, then: Callable[[], None]) -> None:
         """Stop what is under way inside a body whose attempt failed, and go on when it has ended.
 
-        If the step will be tried `again`, the failures and decisions below it are removed, by a
-        row of the writer's stream that is put right before `then` is called.
+        If the step will be tried `again`, the failures and decisions below it are removed, and what
+        followed from them, by rows of the writer's stream put right before `then` is called.
         """
-        inner = [work for work in self._works if is_below(work.path, step.id)]
-        endings = []
-        for work in inner:
-            for begun in work.steps():
-                endings.append(self.worker.executor.ending(begun))
-            work.waiting = False
-            work.withdraw()
-        self._waits.pop(step.id, None)
+        endings = [self.worker.executor.ending(begun) for begun in self._withdraw_below(step)]
 
         def clear(_: object = None) -> None:
             if self.leaving or step.group.closed:
                 return
-            if not again:
-                then()
-                return
-            steps, groups = self.recorded_steps, self.recorded_groups
-            for path in [p for p in steps if is_below(p, step.id) and steps[p].status == "failed"]:
-                del steps[path]
-            for path in [p for p in groups if is_below(p, step.id) and groups[p].decision]:
-                del groups[path]
-            self.writer.put_clear(self.run_id, step.id)
+            if again:
+                self._clear_below(step.id)
             then()
 
         if endings:
             asyncio.gather(*endings).add_done_callback(clear)
         else:
             clear()
+
+
+    def body_left(self, step: Step) -> None:
+        """A body has ended otherwise than by failing: nobody waits for what it left open."""
+        if step.id in self.inside:
+            self._withdraw_below(step)
+
+    def _withdraw_below(self, step: Step) -> list[Step]:
+        """Withdraw the work inside a body, and the work inside that; the steps of all of it."""
+        found: list[Step] = []
+        for work in list(self.inside.get(step.id, ())):
+            inner = list(work.steps())
+            found += inner
+            work.waiting = False
+            work.withdraw()
+            for one in inner:
+                if one.id in self.inside:
+                    found += self._withdraw_below(one)
+        self._waits.pop(step.id, None)
+        return found
+
+    def _clear_below(self, step_id: str) -> None:
+        """Forget failures and decisions below a step, and what was called after they were seen."""
+        steps = {
+            path: CallRecord(
+                path, one.status == "failed", one.in_group, one.call_number, one.visible_number
+            )
+            for path, one in self.recorded_steps.items()
+            if is_below(path, step_id)
+        }
+        groups = {
+            path: CallRecord(path, bool(one.decision), False, one.call_number, one.visible_number)
+            for path, one in self.recorded_groups.items()
+            if is_below(path, step_id)
+        }
+        failed = [path for path, one in steps.items() if one.failed]
+        timed_out = [p for p in groups if self.recorded_groups[p].decision == TIMEOUT]
+        dropped_steps, dropped_groups = plan_retry(steps, groups, failed, timed_out)
+        self.writer.put_clear(self.run_id, step_id)
+        for path in dropped_steps:
+            del self.recorded_steps[path]
+            if not steps[path].failed:
+                self.writer.put_drop(self.run_id, path, False)
+        for path in dropped_groups | {path for path, one in groups.items() if one.failed}:
+            del self.recorded_groups[path]
+            self.writer.put_drop(self.run_id, path, True)
 
 
 def _nothing() -> None:

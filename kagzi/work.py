@@ -19,7 +19,7 @@ from kagzi.failures import read_failure
 from kagzi.host import StepFuture, StepRequest
 from kagzi.scope import Scope
 from kagzi.store.checkpoints import LARGE_BYTES, CheckpointWriter
-from kagzi.store.rows import Mark, StoredStep
+from kagzi.store.rows import GroupRow, StoredStep
 from kagzi.store.store import StoredGroup
 
 Settle = Callable[[Any], Any]
@@ -68,6 +68,12 @@ class Home(Protocol):
 
     def remember(self, steps: list[Step]) -> None:
         """Steps inside another step's body are durable: its next attempt finds them recorded."""
+
+    def remember_group(self, row: GroupRow) -> None:
+        """The same of a group inside a body."""
+
+    def mark_visible(self, path: str, of_group: bool = False) -> None:
+        """The workflow is about to see this failure; note when, in the run's own count."""
 
     def doom(self, error: BaseException) -> None:
         """The run cannot go on: end it as failed with this error."""
@@ -312,6 +318,5 @@ class Single(Work):
             self.hand_over(step.output)
             return
         assert step.error is not None, "a failed step says why"
-        if step.id not in self.home.recorded_steps or self.scope.base:
-            self.home.writer.put_mark(Mark(self.home.run_id, step.id, self.home.number, False))
+        self.home.mark_visible(step.id)
         self.hand_over(error=read_failure(step.error, step.id, step.attempt))

@@ -292,3 +292,18 @@ async def noting_body(ctx: Context, folder: str, name: str) -> list[str]:
     """A body whose inner steps are noted; itself it may run again when it is cut off."""
     calls = [note.bind(folder, f"{name} inner {index}") for index in range(4)]
     return await ctx.parallel_vec("inner", calls, limit=2)
+
+
+@kagzi.step
+async def slow_start(folder: str, entry: str, gate: str) -> str:
+    """As `gated`, and takes a moment even when the gate is open."""
+    witness = Witness(folder)
+    witness.note(f"+{entry}")
+    try:
+        await asyncio.sleep(0.05)
+        await witness.pass_gate(gate)
+    except asyncio.CancelledError:
+        witness.note(f"!{entry}")
+        raise
+    witness.note(f"-{entry}")
+    return entry

@@ -12,8 +12,38 @@ def group(path, number, failed=False, visible=None):
 
 
 def test_only_the_failures_that_caused_the_error_are_cleared():
-    steps = dict([call("a", 1), call("b", 2, failed=True, visible=2), call("c", 1, failed=True)])
+    steps = dict(
+        [
+            call("a", 1),
+            call("b", 2, failed=True, visible=2),
+            call("handled", 1, failed=True, visible=1),
+        ]
+    )
     assert plan_retry(steps, {}, ["b"], []) == ({"b"}, set())
+
+
+def test_failures_that_nobody_handled_are_cleared_too():
+    steps = dict(
+        [
+            call("cause", 1, failed=True, visible=5),
+            call("seen at once with it", 2, failed=True, visible=5),
+            call("never seen", 3, failed=True),
+            call("g/0", 3, failed=True, in_group=True),
+            call("outer/not seen there", 3, failed=True),
+            call("other#2/seen later in another branch", 3, failed=True, visible=6),
+        ]
+    )
+    cleared = plan_retry(steps, dict([group("g", 3)]), ["cause"], [])
+    assert cleared == (
+        {
+            "cause",
+            "seen at once with it",
+            "never seen",
+            "g/0",
+            "other#2/seen later in another branch",
+        },
+        {"g"},
+    )
 
 
 def test_a_group_with_a_cleared_member_loses_its_decision_and_keeps_its_results():
