@@ -64,6 +64,7 @@ class Assassin:
         self.victim: WorkerProcess | None = None
         self.happened = asyncio.Event()
         self._under_way: set[Link] = set()
+        self._sets_up = False
 
     def aim(self, victim: WorkerProcess, at: int) -> None:
         self.victim, self.at, self.count = victim, at, 0
@@ -82,6 +83,10 @@ class Assassin:
 
     def _is_moment(self, link: Link, message: Message) -> bool:
         if message.from_client:
+            if message.kind == "P":
+                self._sets_up = "set_config" in message.text
+            if message.kind == "E" and self._sets_up:
+                return False
             # An Execute, the end of a COPY that comes with its COMMIT, and COMMIT itself.
             if message.kind in ("E", "c") or message.text == "COMMIT":
                 self._under_way.add(link)
