@@ -524,7 +524,6 @@ class LiveRun:
         else:
             clear()
 
-
     def body_left(self, step: Step) -> None:
         """A body has ended otherwise than by failing: nobody waits for what it left open."""
         if step.id in self.inside:

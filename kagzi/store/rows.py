@@ -119,7 +119,12 @@ class Batch:
     @property
     def only_steps(self) -> bool:
         return not (
-            self.attempts or self.groups or self.memos or self.runs or self.marks or self.clears
+            self.attempts
+            or self.groups
+            or self.memos
+            or self.runs
+            or self.marks
+            or self.clears
             or self.drops
         )
 
