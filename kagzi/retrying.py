@@ -67,11 +67,14 @@ def plan_retry(
             if above in steps:
                 cleared_steps.add(above)
             above = above.rpartition(SEPARATOR)[0]
+    failed = [record for record in steps.values() if record.failed]
+    cleared_steps |= {record.path for record in failed if record.visible_number is None}
     for scope, number in seen:
-        for path, record in steps.items():
-            if record.failed and _is_unhandled(record, scope, number):
-                cleared_steps.add(path)
-                above = path.rpartition(SEPARATOR)[0]
+        for record in failed:
+            visible = record.visible_number
+            if visible is not None and visible >= number and _reaches(scope, record.scope):
+                cleared_steps.add(record.path)
+                above = record.path.rpartition(SEPARATOR)[0]
                 if record.in_group and above in groups:
                     cleared_groups.add(above)
         for records, cleared in ((steps, cleared_steps), (groups, cleared_groups)):
@@ -83,12 +86,6 @@ def plan_retry(
 
 def _reaches(scope: str, own: str) -> bool:
     return own == scope or is_below(own, scope) or is_below(scope, own)
-
-
-def _is_unhandled(record: CallRecord, scope: str, number: int) -> bool:
-    if record.visible_number is None:
-        return record.scope == scope
-    return record.visible_number >= number and _reaches(scope, record.scope)
 
 
 def outer_steps(steps: Iterable[str], groups: Iterable[str]) -> set[str]:

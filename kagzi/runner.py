@@ -181,6 +181,8 @@ class LiveRun:
     def doom(self, error: BaseException) -> None:
         if self._doom is None:
             self._doom = error
+            for work in list(self._works):
+                work.withdraw()  # what fails from here on is not the run's history
             if self._task is not None:
                 self.loop.call_soon(self._task.cancel)
 

@@ -19,7 +19,8 @@ from weakref import WeakKeyDictionary, ref
 from kagzi.scope import Branch, Scope
 
 _scopes: WeakKeyDictionary[asyncio.Task[Any], Scope | Branch] = WeakKeyDictionary()
-_DEFAULT_NAME = re.compile(r"Task-\d+")
+# Python 3.13.0 names a task that a factory made, and nobody named, "None".
+_DEFAULT_NAME = re.compile(r"Task-\d+|None")
 _WAIT_FOR = asyncio.wait_for.__code__
 _MAKES_A_TASK = sys.version_info < (3, 12)
 

@@ -10,6 +10,7 @@ Source: PostgreSQL manual, "Frontend/Backend Protocol", "Message Formats".
 from __future__ import annotations
 
 import asyncio
+import re
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
@@ -72,7 +73,8 @@ class Link:
 
     @property
     def is_fenced(self) -> bool:
-        return self.application_name.startswith("kagzi:")
+        """Whether a worker writes over it."""
+        return re.fullmatch(r"kagzi:[0-9a-f-]{36}", self.application_name) is not None
 
 
 Hook = Callable[[Link, Message], Awaitable[bool | Message]]

@@ -238,14 +238,20 @@ def find_step(reference: str, name: str) -> Definition:
     """The step registered under `name`, after importing the module that should register it.
 
     Raises:
-        InvalidDefinition: The import works, but gives no such step.
+        InvalidDefinition: There is no such module here, or it gives no such step.
     """
     module_name, _, qualname = reference.partition(":")
-    module: Any = (
-        sys.modules["__main__"]
-        if module_name == "__main__"
-        else importlib.import_module(module_name)
-    )
+    try:
+        module: Any = (
+            sys.modules["__main__"]
+            if module_name == "__main__"
+            else importlib.import_module(module_name)
+        )
+    except ModuleNotFoundError as error:
+        raise InvalidDefinition(
+            f"a pool process cannot import {module_name!r} ({error}): install the module or add "
+            "its folder to PYTHONPATH, or declare the step with where='coordinator'"
+        ) from error
     try:
         return registry.step(name)
     except LookupError:

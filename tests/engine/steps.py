@@ -307,3 +307,19 @@ async def slow_start(folder: str, entry: str, gate: str) -> str:
         raise
     witness.note(f"-{entry}")
     return entry
+
+
+@kagzi.step
+async def slow_to_leave(folder: str, entry: str, gate: str) -> str:
+    """As `gated`; when it is cancelled it has something to do until the gate `leave` is open."""
+    witness = Witness(folder)
+    witness.note(f"+{entry}")
+    try:
+        await witness.pass_gate(gate)
+    except asyncio.CancelledError:
+        witness.note(f"leaving {entry}")
+        await witness.pass_gate("leave")
+        witness.note(f"!{entry}")
+        raise
+    witness.note(f"-{entry}")
+    return entry

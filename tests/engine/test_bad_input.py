@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+import psycopg
 import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 import kagzi
 from kagzi import (
@@ -13,9 +22,13 @@ from kagzi import (
     Context,
     DuplicateName,
     InvalidDefinition,
+    InvalidDsn,
     InvalidInput,
     InvalidName,
     PayloadTooLarge,
+    StepFailed,
+    StoreUnavailable,
+    UnknownRun,
     UnknownWorkflow,
 )
 from tests.engine import steps
@@ -24,6 +37,7 @@ from tests.fix_engine import PATIENCE_S, Engine
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 NAN = float("nan")
+ROOT = Path(__file__).parents[2]
 
 
 @kagzi.workflow
@@ -198,3 +212,129 @@ async def test_a_worker_with_settings_that_cannot_work_is_refused(
         async with engine.client.worker(**options):
             pass
     assert await engine.count("workers") == before
+
+
+# --- connecting -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dsn", "error", "says"),
+    [
+        ("postgresql://[broken", InvalidDsn, "write postgresql://"),
+        ("nonsense", InvalidDsn, "write postgresql://"),
+        ("host=/nowhere/at/all dbname=x", StoreUnavailable, "Is PostgreSQL running"),
+        ("postgresql://u:secret@127.0.0.1:1/x", StoreUnavailable, "Check the DSN"),
+    ],
+)
+async def test_a_server_that_cannot_be_reached_is_said_with_what_to_check(
+    dsn: str, error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says) as raised:
+        async with kagzi.connect(dsn):
+            pass
+    assert "secret" not in str(raised.value)
+
+
+async def test_a_database_that_does_not_exist_is_named(dsn: str) -> None:
+    with pytest.raises(StoreUnavailable, match="no_such_database"):
+        async with kagzi.connect(make_conninfo(dsn, dbname="no_such_database")):
+            pass
+
+
+@pytest.mark.parametrize("schema", ["", "a/b", "x" * 64, "a\x00b", 5])
+async def test_a_schema_that_cannot_be_named_so_is_refused(dsn: str, schema: Any) -> None:
+    with pytest.raises(InvalidName, match="schema"):
+        async with kagzi.connect(dsn, schema=schema):
+            pass
+
+
+# --- what is asked of a run -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("timeout", [NAN, -1, 0, "5", True])
+async def test_a_wait_that_makes_no_sense_is_refused(engine: Engine, timeout: Any) -> None:
+    handle = await engine.client.start(takes, 1)
+    with pytest.raises(InvalidInput, match="timeout"):
+        await handle.result(timeout=timeout)
+    assert await handle.result(PATIENCE_S) == 1
+
+
+async def test_what_is_not_there_is_said(engine: Engine) -> None:
+    handle = await engine.client.start(takes, 1)
+    await handle.result(PATIENCE_S)
+    with pytest.raises(UnknownRun, match="kagzi runs"):
+        await engine.client.get("no such run")
+    with pytest.raises(UnknownRun):
+        await engine.client.describe(uuid4())
+    with pytest.raises(InvalidInput, match="completed"):
+        await engine.client.retry(handle)
+
+
+# --- what the pool cannot run ---------------------------------------------------------------
+
+
+@kagzi.workflow
+async def calls_the_unimportable(ctx: Context) -> int:
+    return await ctx.step(_unimportable["step"])
+
+
+_unimportable: dict[str, Any] = {}
+
+
+async def test_a_step_of_a_module_that_the_pool_cannot_import_fails_and_says_what_to_do(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = types.ModuleType("made_up_in_memory")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(
+        "import kagzi\n@kagzi.step\nasync def lost() -> int:\n    return 1\n",
+        module.__dict__,
+    )
+    _unimportable["step"] = module.__dict__["lost"]
+    handle = await engine.client.start(calls_the_unimportable)
+    error = await engine.outcome(handle)
+    assert isinstance(error, StepFailed)
+    assert error.is_a(InvalidDefinition), error
+    assert "made_up_in_memory" in error.message
+    assert "where='coordinator'" in error.message
+
+
+UNGUARDED = """
+import kagzi
+from kagzi import Context
+
+@kagzi.step
+async def one() -> int:
+    return 1
+
+@kagzi.workflow
+async def unguarded(ctx: Context) -> int:
+    return await ctx.step(one)
+
+try:
+    print(kagzi.run(unguarded, processes=1))
+except kagzi.KagziError as error:
+    print(type(error).__name__, error)
+"""
+
+
+async def test_a_script_without_a_main_guard_is_told_so_and_leaves_no_row(
+    dsn: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "unguarded.py"
+    script.write_text(UNGUARDED)
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, script],
+        env={**os.environ, "DATABASE_URL": dsn, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "MissingMainGuard" in done.stdout, done.stderr
+    assert 'if __name__ == "__main__":' in done.stdout
+    with psycopg.connect(dsn) as connection:
+        for table in ("workflow_runs", "workers", "worker_leases"):
+            query = sql.SQL("SELECT count(*) FROM kagzi.{}").format(sql.Identifier(table))
+            assert connection.execute(query).fetchone() == (0,)

@@ -80,7 +80,7 @@ async def fails_beside_open_work(ctx: Context, folder: str) -> list[str]:
     witness = Witness(folder)
     witness.note(f"attempt {attempt}")
     group = ctx.parallel_vec(
-        "g", [steps.gated.bind(folder, "open", "on"), steps.note.bind(folder, "kept")]
+        "g", [steps.slow_to_leave.bind(folder, "open", "on"), steps.note.bind(folder, "kept")]
     )
     await witness.pass_gate(f"attempt {attempt}")
     if attempt == 1:
@@ -102,12 +102,21 @@ async def test_inner_work_in_flight_ends_before_the_next_attempt_begins(
     await until(lambda: {"+open", "kept"} <= set(witness.entries))
     await until_recorded(engine, handle, 1)
     witness.open("attempt 1")
+    await until(lambda: "leaving open" in witness.entries)
+    for _ in range(3):
+        await engine.run(other_run)
+    assert "attempt 2" not in witness.entries
+    witness.open("leave")
     await until(lambda: witness.counts["+open"] == 2)
-    first, second = witness.entries.index("attempt 1"), witness.entries.index("attempt 2")
-    assert first < witness.entries.index("!open") < second
+    assert witness.entries.index("!open") < witness.entries.index("attempt 2")
     witness.open("attempt 2", "on")
     assert await handle.result(PATIENCE_S) == ["open", "kept"]
     assert witness.counts["kept"] == 1, "what was committed inside is kept"
+
+
+@kagzi.workflow
+async def other_run(ctx: Context) -> int:
+    return await ctx.step(steps.square, 2)
 
 
 async def until_recorded(engine: Engine, handle: kagzi.RunHandle[Any], count: int) -> None:

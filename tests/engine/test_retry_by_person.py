@@ -120,13 +120,20 @@ async def test_a_failed_group_of_any_kind_goes_on_and_what_followed_it_is_cleare
 @kagzi.workflow
 async def branches(ctx: Context, folder: str, kind: str) -> list[str]:
     async def branch(name: str) -> list[str]:
+        """Branch b fails first; the failure leaves it when branch a has done all that it does."""
+        witness = Witness(folder)
         first = await ctx.step(steps.note, folder, f"{name}1")
-        if name == "b":
-            await Witness(folder).pass_gate("a is done")
-        second = await ctx.step(steps.unless, folder, f"{name}2", f"mended-{name}")
+        if name == "a":
+            await witness.pass_gate("b has failed")
+        try:
+            second = await ctx.step(steps.unless, folder, f"{name}2", f"mended-{name}")
+        except StepFailed:
+            witness.open("b has failed")
+            await witness.pass_gate("a is done")
+            raise
         third = await ctx.step(steps.note, folder, f"{name}3")
         if name == "a":
-            Witness(folder).open("a is done")
+            witness.open("a is done")
         return [first, second, third]
 
     if kind == "gather":

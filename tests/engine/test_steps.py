@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
 
 import kagzi
@@ -135,6 +136,65 @@ async def test_a_workflow_result_that_cannot_be_stored_fails_the_run(engine: Eng
     error = await engine.outcome(await engine.start(returns_nonsense))
     assert isinstance(error, CodecError)
     assert "$[1]" in str(error)
+
+
+# --- durable before visible -----------------------------------------------------------------
+
+
+async def _fails(ctx: Context, folder: str) -> None:
+    try:
+        await ctx.step(steps.fail, folder, "body")
+    except StepFailed:
+        return
+
+
+async def _streams(ctx: Context, folder: str) -> None:
+    async for _ in ctx.as_completed("s", [steps.note.bind(folder, "body")]):
+        return
+
+
+WAITS = {
+    "step": lambda ctx, folder: ctx.step(steps.note, folder, "body"),
+    "closure": lambda ctx, folder: ctx.step(lambda: Witness(folder).note("body")),
+    "failure": _fails,
+    "group": lambda ctx, folder: ctx.parallel("g", steps.note.bind(folder, "body")),
+    "race": lambda ctx, folder: ctx.race("r", [steps.note.bind(folder, "body")]),
+    "stream": _streams,
+    "body": lambda ctx, folder: ctx.step(steps.noting_body, folder, "body"),
+}
+
+
+@kagzi.workflow
+async def looks_at_once(ctx: Context, folder: str, what: str) -> None:
+    await Witness(folder).pass_gate("locked")
+    await WAITS[what](ctx, folder)
+    Witness(folder).note("seen")
+
+
+@pytest.mark.parametrize("what", WAITS)
+async def test_a_result_is_visible_only_when_it_is_committed(
+    engine: Engine, witness: Witness, what: str
+) -> None:
+    """While somebody holds the worker's fence, nothing of it commits, so nothing is seen."""
+    handle = await engine.start(looks_at_once, witness.folder, what)
+    async with await psycopg.AsyncConnection.connect(engine.dsn) as holder:
+        lock = "SELECT FROM kagzi.workers WHERE id = %s FOR UPDATE"
+        await holder.execute(lock, [engine.worker.worker_id])
+        witness.open("locked")
+        await until(lambda: witness.entries)
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+
+        async def commit_waits() -> bool:
+            return (await engine.rows(waiting))[0][0] > 0
+
+        await until(commit_waits)
+        assert "seen" not in witness.entries
+        assert await handle.progress() == (0, 0)
+    await handle.result(PATIENCE_S)
+    assert witness.entries[-1] == "seen"
 
 
 # --- arguments and callables ----------------------------------------------------------------

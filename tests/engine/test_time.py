@@ -145,7 +145,7 @@ async def test_a_run_is_not_parked_while_a_step_of_it_runs(
 
 @kagzi.workflow
 async def pauses_after_a_withdrawn_group(ctx: Context, folder: str) -> str:
-    group = ctx.parallel("group", steps.gated.bind(folder, "body", "never"), timeout=0.5)
+    group = ctx.parallel("group", steps.gated.bind(folder, "body", "never"), timeout=2.5)
     await Witness(folder).pass_gate("cancel")
     group.cancel()
     await ctx.sleep(DAY_S)
@@ -158,9 +158,37 @@ async def test_a_timeout_of_a_group_that_is_gone_does_not_keep_the_run_from_park
     handle = await clocked.start(pauses_after_a_withdrawn_group, witness.folder)
     await until(lambda: witness.entries)
     witness.open("cancel")
-    await parked(clocked, handle)
+    async with asyncio.timeout(2):  # well before that timeout
+        await parked(clocked, handle)
     await clocked.move_clock(DAY_S + 1)
     assert await handle.result(PATIENCE_S) == "awake"
+
+
+@kagzi.workflow
+async def pauses_beside_a_block(ctx: Context, folder: str) -> list[Any]:
+    async def block() -> str:
+        async with ctx.timeout(2.5):
+            found = await ctx.step(steps.note.__wrapped__, folder, "inside")
+            await Witness(folder).pass_gate("leave")
+        return found
+
+    return await asyncio.gather(ctx.sleep(DAY_S), block())
+
+
+async def test_a_block_that_has_ended_does_not_keep_the_run_from_parking(
+    clocked: Engine, witness: Witness
+) -> None:
+    handle = await clocked.start(pauses_beside_a_block, witness.folder)
+    await until(lambda: witness.entries == ["inside"])
+    other = await clocked.start(pauses_until, datetime.now(UTC) + timedelta(days=1))
+    await parked(clocked, other)  # so it has been looked at whether the first one can park
+    witness.open("leave")
+    async with asyncio.timeout(2):
+        await parked(clocked, handle)
+    await clocked.move_clock(DAY_S + 1)
+    assert await handle.result(PATIENCE_S) == [None, "inside"]
+    assert witness.entries == ["inside"]
+    assert await other.result(PATIENCE_S)
 
 
 @kagzi.workflow
@@ -490,8 +518,10 @@ async def test_an_inner_block_does_not_run_out_of_time_on_a_late_replay(
     assert result == ["outer"]
     await clocked.move_clock(DAY_S)
     await until_beat(clocked)
+    ids = await clocked.ids(handle)
     assert await clocked.replay(handle) == ["outer"]
     assert witness.entries == ["+x", "!x"]
+    assert await clocked.ids(handle) == ids, "nobody found the inner time to be up"
 
 
 @kagzi.workflow

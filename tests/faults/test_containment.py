@@ -528,7 +528,7 @@ async def test_step_of_a_module_that_the_pool_cannot_import_fails_with_the_reaso
 ) -> None:
     module_that_is_only_here("only_here")
     type_, message, attempts = await engine.run(unimportable, "only_here")
-    assert type_ == "builtins.ModuleNotFoundError"
+    assert type_ == "kagzi.errors.InvalidDefinition"
     assert "only_here" in message
     assert attempts == 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from tests.engine.witness import Witness
 from tests.faults import programs
 from tests.fix_engine import started, until
 from tests.fix_faults import StartWorker, WorkerProcess, orphans, rows, value
-from tests.fix_proxy import Link, Message, Proxy
+from tests.fix_proxy import Link, Message, Proxy, pass_all
 
 LEASE = {"lease_s": 1.0, "heartbeat_s": 0.2, "poll_s": 0.05}
 
@@ -105,6 +106,51 @@ class Assassin:
         return False
 
 
+@pytest.mark.parametrize("answered", [False, True], ids=["before it", "after it"])
+async def test_worker_killed_at_each_commit_in_turn_is_followed_by_one_that_repeats_no_step(
+    client: Client,
+    dsn: str,
+    proxy: Proxy,
+    start_worker: StartWorker,
+    story_witness: Witness,
+    answered: bool,
+) -> None:
+    """Each incarnation is killed one commit further on, until one comes through untouched.
+
+    Killed before a commit reaches the server, or after it and before its answer is seen. The lease
+    is far from its end: on its own host a dead worker's runs are free at once.
+    """
+    handle = await client.start(programs.story, story_witness.folder)
+    assassin = Assassin(proxy, answered)
+    moments: list[tuple[set[str], int]] = []  # of death: what was committed, and had been noted
+    result = asyncio.ensure_future(handle.result(timeout=60))
+    while not result.done():
+        worker = start_worker(proxy.dsn, lease_s=60.0)
+        assassin.aim(worker, 1 if answered else 2)
+        death = asyncio.ensure_future(assassin.happened.wait())
+        await asyncio.wait([result, death], return_when=asyncio.FIRST_COMPLETED, timeout=20)
+        death.cancel()
+        if not assassin.happened.is_set():
+            break
+        moments.append((await committed(dsn), len(story_witness.entries)))
+        # How often a run may take its worker with it is another test's subject.
+        await rows(dsn, "UPDATE kagzi.workflow_runs SET crash_count = 0")
+
+    assert await result == programs.STORY
+    assert 8 <= len(moments) <= 30, "a story of some commits"
+    for done, seen in moments:
+        assert not done & set(story_witness.entries[seen:]), "committed, and run again"
+    assert len(await committed(dsn)) == 79
+    assert await orphans(dsn) == []
+    details = await handle.describe()
+    assert {group.path: group.succeeded for group in details.groups} == {
+        **{"g": 70, "race": 1, "some": 1, "outer/in": 3},
+    }
+    assert [attempt.step_id for attempt in details.attempts if attempt.step_id == "again"] == [
+        "again"
+    ]
+
+
 async def test_worker_killed_within_bodies_leaves_no_process_and_its_run_goes_on_at_once(
     client: Client, dsn: str, start_worker: StartWorker, story_witness: Witness
 ) -> None:
@@ -184,6 +230,35 @@ async def worker_on(proxy: Proxy, **options: Any) -> AsyncIterator[tuple[Client,
     async with kagzi.connect(proxy.dsn, migrate=False) as made:
         async with made.worker(**{"processes": 1, "poll_s": 0.05, **options}) as worker:
             yield made, worker
+
+
+async def test_connections_cut_again_and_again_lose_and_double_nothing(
+    proxy: Proxy, dsn: str, story_witness: Witness
+) -> None:
+    """The 31st thing that a worker asks on a connection is its last, or the answer to it is."""
+    asked: Counter[Link] = Counter()
+    cuts: set[Link] = set()
+
+    async def cut(link: Link, message: Message) -> bool:
+        asked[link] += message.from_client
+        most = 31 + len(proxy.links) % 5
+        if asked[link] < most or (message.from_client and asked[link] % 2 == 1):
+            return True
+        cuts.add(link)
+        return False
+
+    async with worker_on(proxy) as (client, _):
+        proxy.hook = cut
+        for _ in range(3):
+            handles = [await client.start(programs.story, story_witness.folder) for _ in range(8)]
+            results = await asyncio.gather(*(handle.result(timeout=30) for handle in handles))
+            assert results == [programs.STORY] * 8
+        proxy.hook = pass_all
+    assert len({link.application_name for link in cuts}) >= 2, "of the pool, and fenced ones"
+    assert len(cuts) > 12
+    query = "SELECT count(*), count(DISTINCT step_id) FROM kagzi.step_runs GROUP BY run_id"
+    assert set(await rows(dsn, query)) == {(79, 79)}
+    assert await orphans(dsn) == []
 
 
 async def test_run_whose_claim_was_never_answered_is_driven_all_the_same(
@@ -306,6 +381,19 @@ async def test_server_that_accepts_and_never_answers_ends_the_workers_trust_in_i
         assert isinstance(worker.lost, LeaseLost)
         assert worker.runs == {}
         going.set()
+
+
+async def test_lease_that_cannot_be_renewed_in_time_ends_the_worker(
+    proxy: Proxy, story_witness: Witness
+) -> None:
+    async with worker_on(proxy, processes=0, **LEASE) as (client, worker):
+        await client.start(programs.behind_gate, story_witness.folder, 2)
+        await until(lambda: len(story_witness.entries) >= 3, 20)
+        proxy.refusing = True
+        await proxy.cut_all()
+        await asyncio.wait_for(asyncio.shield(worker.ended), 10)
+        assert isinstance(worker.lost, LeaseLost)
+        proxy.refusing = False
 
 
 async def test_worker_rescues_nobody_right_after_it_lost_sight_of_the_store_itself(

@@ -28,22 +28,25 @@ def test_failures_that_nobody_handled_are_cleared_too():
             call("cause", 1, failed=True, visible=5),
             call("seen at once with it", 2, failed=True, visible=5),
             call("never seen", 3, failed=True),
-            call("g/0", 3, failed=True, in_group=True),
-            call("outer/not seen there", 3, failed=True),
-            call("other#2/seen later in another branch", 3, failed=True, visible=6),
+            call("g/0", 3, failed=True, in_group=True, visible=6),
+            call("outer/never seen", 3, failed=True),
+            call("branch#2/seen later", 3, failed=True, visible=6),
+            call("seen before", 1, failed=True, visible=4),
         ]
     )
     cleared = plan_retry(steps, dict([group("g", 3)]), ["cause"], [])
-    assert cleared == (
-        {
-            "cause",
-            "seen at once with it",
-            "never seen",
-            "g/0",
-            "other#2/seen later in another branch",
-        },
-        {"g"},
+    assert cleared == (steps.keys() - {"seen before"}, {"g"})
+
+
+def test_a_failure_that_another_branch_saw_is_left_to_it():
+    steps = dict(
+        [
+            call("left/a", 1, failed=True, visible=2),
+            call("right/b", 1, failed=True, visible=3),
+            call("right/instead", 4),
+        ]
     )
+    assert plan_retry(steps, {}, ["left/a"], [])[0] == {"left/a"}
 
 
 def test_a_group_with_a_cleared_member_loses_its_decision_and_keeps_its_results():
