@@ -2,13 +2,12 @@
 
 The way of a step, and the layout, in the order in which it passes:
 
-    context     names a call and encodes its arguments        scope, registry, codec
-    runner      keeps one run: what is recorded, what is live  group, sleeping, attempts
-    executor    begins it where there is room                 _core (Cython), local, pool/
-    answers     takes its result in                           remote and inner: groups within steps
-    store/      writes the checkpoint, behind the fence       checkpoints, fenced, queries.sql
-    worker      claims runs, holds the lease                  heartbeat, incarnation
-    client      starts runs and waits for them                listener, retrying
+    context     names a call and encodes its arguments        scope, registry, codec/
+    engine/     keeps one run: what is recorded, what is live  runner, group, sleeping, executor
+    _core       order, limits, rows, frames (Cython)           pool/: the processes that run bodies
+    store/      writes the checkpoint, behind the fence        checkpoints, fenced, sql/
+    worker/     claims runs, holds the lease                   heartbeat, incarnation
+    client      starts runs and waits for them                 retrying
 
 A module imports only from layers below its own; `tests/test_layers.py` holds the table.
 """

@@ -18,14 +18,10 @@ import orjson
 import uvloop
 
 import kagzi
-from kagzi.errors import InvalidInput, PostgresNotFound
-from kagzi.model import RunStatus
-from kagzi.plain import details_data, summary_data
-from kagzi.serve import drive, serve
-from kagzi.store import embedded, migrate
-from kagzi.store.binaries import find_programs
-from kagzi.targets import load_app, load_workflow, read_arguments
-from kagzi.terminal import (
+from kagzi.command.plain import details_data, summary_data
+from kagzi.command.serve import drive, serve
+from kagzi.command.targets import load_app, load_workflow, read_arguments
+from kagzi.command.terminal import (
     EXIT_CODES,
     RUN_FAILED,
     Commands,
@@ -36,6 +32,10 @@ from kagzi.terminal import (
     place_of,
     say,
 )
+from kagzi.errors import InvalidInput, PostgresNotFound
+from kagzi.model import RunStatus
+from kagzi.store import embedded, migrate
+from kagzi.store.binaries import find_programs
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 processes_option = click.option(
@@ -125,7 +125,7 @@ def run(
     settings: Settings, target: str, text: str, run_id: str | None, processes: int | None
 ) -> None:
     """Start a run, drive it here, and print its result as JSON."""
-    from kagzi.show import StepCounter
+    from kagzi.command.show import StepCounter
 
     module, workflow = load_workflow(target)
     args, kwargs = read_arguments(workflow, _input_text(text))
@@ -179,7 +179,7 @@ def runs(
     if as_json:
         emit([summary_data(summary) for summary in found])
     else:
-        from kagzi.show import print_runs
+        from kagzi.command.show import print_runs
 
         print_runs(found)
 
@@ -203,7 +203,7 @@ def show(settings: Settings, run_id: str, everything: bool, as_json: bool) -> No
     if as_json:
         emit(details_data(details))
     else:
-        from kagzi.show import print_run
+        from kagzi.command.show import print_run
 
         print_run(details, everything)
 

@@ -11,11 +11,10 @@ from typing import Any, Generic, TypeVar
 from uuid import UUID
 
 from kagzi.codec import codec_for
+from kagzi.codec.failures import kagzi_error_from
 from kagzi.definition import Workflow
 from kagzi.errors import InvalidInput, RunFailed, RunWasCancelled, UnknownWorkflow
-from kagzi.failures import kagzi_error_from
 from kagzi.ids import uuid7
-from kagzi.listener import Listener, done_channel, due_channel
 from kagzi.model import (
     RunDetails,
     RunStatus,
@@ -29,6 +28,7 @@ from kagzi.registry import registry
 from kagzi.retrying import retry_run
 from kagzi.store.connections import Connector
 from kagzi.store.embedded import EmbeddedServer, attach
+from kagzi.store.listener import Listener, done_channel, due_channel
 from kagzi.store.migrate import migrate, verify
 from kagzi.store.store import Store
 from kagzi.worker import Worker

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from uuid import UUID
 
+from kagzi.codec.failures import failed_steps, timed_out_groups
 from kagzi.errors import InvalidInput, UnknownStep
-from kagzi.failures import failed_steps, timed_out_groups
 from kagzi.model import SEPARATOR, RunStatus
 from kagzi.scope import is_below
 from kagzi.store.store import Store

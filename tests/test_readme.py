@@ -117,7 +117,7 @@ def test_layers_name_modules_that_exist() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text()
     table = text[text.index("| Layer") : text.index("## The way")]
     package = Path(kagzi.__file__).parent
-    modules = {path.stem for path in package.glob("[a-z]*.py")} | {"_core"}
+    modules = {path.stem for path in package.rglob("[a-z]*.py")} | {"_core", "sql"}
     modules |= {path.name for path in package.glob("[a-z]*/") if (path / "__init__.py").exists()}
     named = {name.rstrip("/") for name in re.findall(r"`(\w+/?)`", table)}
     assert {"worker", "store", "_core"} <= named

@@ -19,11 +19,11 @@ from typing import Any
 
 import kagzi
 from kagzi.client import Client, RunHandle
+from kagzi.command.show import seconds
 from kagzi.demo.steps import GROUP, WORKER_VARIABLE, analyse_before_witness
 from kagzi.demo.telling import MODULE, POLL_S, Bar, Teller, choose_sources
 from kagzi.errors import KagziError
 from kagzi.ids import uuid7
-from kagzi.show import seconds
 
 FIRST, SECOND = "first", "second"
 STEPS_BESIDE = 2  # checkpoints of a run that measure no file: version, list

@@ -7,12 +7,12 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from kagzi.client import Client
+from kagzi.command.plain import BY_MEMO
+from kagzi.command.show import Column, Columns, clean, seconds
 from kagzi.demo.steps import GROUP, Report, analyse
 from kagzi.demo.telling import MODULE, Bar, Teller, choose_sources
 from kagzi.ids import uuid7
 from kagzi.model import RunDetails
-from kagzi.plain import BY_MEMO
-from kagzi.show import Column, Columns, clean, seconds
 
 SLOWEST = 10
 SHOWN = ("lines", "functions", "branches")

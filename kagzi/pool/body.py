@@ -11,8 +11,8 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from kagzi._core import LANE_CPU, LANE_THREAD
+from kagzi.codec.failures import describe_exception
 from kagzi.definition import Definition
-from kagzi.failures import describe_exception
 from kagzi.host import current
 from kagzi.model import StepInfo
 from kagzi.pool import wire

@@ -25,15 +25,15 @@ from typing import Any
 import uvloop
 
 from kagzi._core import FrameReader, FrameWriter
+from kagzi.codec.failures import describe_exception
 from kagzi.definition import Definition, StepFunction
+from kagzi.engine.tasks import install_factory
 from kagzi.errors import InvalidDefinition, StepTimeout
-from kagzi.failures import describe_exception
 from kagzi.host import current
 from kagzi.pool import wire
 from kagzi.pool.body import Body, Failure, Message, Threads, describe_failure
 from kagzi.pool.marks import Marks, map_cells
 from kagzi.registry import registry
-from kagzi.tasks import install_factory
 
 MakeContext = Callable[["PoolProcess", "Body"], Any]
 

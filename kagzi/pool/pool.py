@@ -20,8 +20,8 @@ from multiprocessing.reduction import DupFd
 from typing import Any
 
 from kagzi._core import ENDED, LANE_ALONE, WAITING, Step
+from kagzi.codec.failures import describe_exception
 from kagzi.errors import MissingMainGuard, PoolStartFailed, StepCrashed, StepTimeout
-from kagzi.failures import describe_exception
 from kagzi.pool import child
 from kagzi.pool.link import Answers, Feeder, PoolLink
 from kagzi.pool.marks import make_cells, read_marks, read_running

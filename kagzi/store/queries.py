@@ -1,4 +1,4 @@
-"""Loads `queries.sql`: each statement under its name, with the schema's name put in."""
+"""Loads `sql/*.sql`: each statement under its name, with the schema's name put in."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _NAME = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
 def load_queries(schema: str) -> dict[str, str]:
     """Statements by name, complete but for their parameters."""
     quoted = sql.Identifier(schema).as_string(None)
-    text = (files("kagzi.store") / "queries.sql").read_text(encoding="utf-8")
-    parts = _NAME.split(text)
-    names, bodies = parts[1::2], parts[2::2]
-    return {
-        name: body.strip().rstrip(";").replace("{schema}", quoted)
-        for name, body in zip(names, bodies, strict=True)
-    }
+    queries: dict[str, str] = {}
+    for file in (files("kagzi.store") / "sql").iterdir():
+        parts = _NAME.split(file.read_text(encoding="utf-8"))
+        for name, body in zip(parts[1::2], parts[2::2], strict=True):
+            assert name not in queries, f"{name} is defined twice, once in {file.name}"
+            queries[name] = body.strip().rstrip(";").replace("{schema}", quoted)
+    return queries

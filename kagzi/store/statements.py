@@ -57,7 +57,7 @@ def binary_array(oid: int, values: Sequence[Any]) -> bytes:
 
 
 class Statement:
-    """A statement of `queries.sql`, prepared once per connection.
+    """A statement of `sql/`, prepared once per connection.
 
     Args:
         name: Its name there, and on the server.

@@ -16,8 +16,8 @@ import orjson
 import psycopg
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
+from kagzi.codec.failures import read_failure
 from kagzi.errors import RunConflict, StoreUnavailable, UnknownRun
-from kagzi.failures import read_failure
 from kagzi.model import AttemptRecord, GroupRecord, RunStatus, RunSummary, StepRecord
 from kagzi.store.connections import Connector, is_outage
 from kagzi.store.queries import load_queries
@@ -159,7 +159,7 @@ class Store:
         Raises:
             RunConflict: The id belongs to a run with another input.
 
-        Source: queries.sql, insert_run, read_run_by_key.
+        Source: sql/runs.sql, insert_run, read_run_by_key.
         """
         added = await self._ask(
             "insert_run",
@@ -258,7 +258,7 @@ class Store:
         Committed on return. Runs locked by another worker, and runs of workflows or versions not
         in `names`, are skipped. A run that has been driven before comes with its checkpoints.
 
-        Source: queries.sql, claim_runs, load_steps, load_groups, load_attempts.
+        Source: sql/claims.sql, claim_runs; sql/checkpoints.sql, load_steps and its siblings.
         """
         rows = await self._rows(
             "claim_runs",
@@ -283,7 +283,7 @@ class Store:
 
         Never call it beside `claim_runs` of the same worker.
 
-        Source: queries.sql, free_strays.
+        Source: sql/claims.sql, free_strays.
         """
         return len(await self._rows("free_strays", worker_id=worker_id, run_ids=list(driven)))
 
@@ -340,7 +340,7 @@ class Store:
         Returns:
             Runs freed.
 
-        Source: queries.sql, end_lease, free_runs.
+        Source: sql/workers.sql, end_lease, free_runs.
         """
         for _ in range(5):
             try:

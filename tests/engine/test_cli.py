@@ -16,8 +16,8 @@ from click.testing import CliRunner, Result
 
 from kagzi import errors
 from kagzi.cli import main
-from kagzi.failures import describe_exception, kagzi_error_from
-from kagzi.terminal import exit_code
+from kagzi.codec.failures import describe_exception, kagzi_error_from
+from kagzi.command.terminal import exit_code
 from tests.engine.processes import Process
 
 FLOWS = "tests.engine.cli_flows"

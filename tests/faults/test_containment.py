@@ -19,8 +19,8 @@ import pytest_asyncio
 
 import kagzi
 from kagzi import Context, ErrorStrategy, ParallelResult, StepFailed
+from kagzi.engine.runner import MOST_CRASHES
 from kagzi.pool import child, pool
-from kagzi.runner import MOST_CRASHES
 from tests.engine.witness import Witness
 from tests.faults import bodies
 from tests.fix_engine import PATIENCE_S, Engine, started, until

@@ -420,7 +420,7 @@ async def test_worker_rescues_nobody_right_after_it_lost_sight_of_the_store_itse
 
 
 async def register(worker: Worker, lease_s: float) -> UUID:
-    other = kagzi.worker.uuid7()
+    other = kagzi.worker.worker.uuid7()
     await worker.store.register_worker(other, "elsewhere", "boot", 1, "then", {}, lease_s)
     return other
 

@@ -1,6 +1,6 @@
 from datetime import UTC, datetime, timedelta
 
-from kagzi.clock import StoreClock
+from kagzi.engine.clock import StoreClock
 
 
 def at(seconds: float) -> datetime:

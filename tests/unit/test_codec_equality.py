@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kagzi.equality import check_same
-from kagzi.plans import Refused
+from kagzi.codec.equality import check_same
+from kagzi.codec.plans import Refused
 from tests.unit import codec_values as v
 from tests.unit.codec_values import shape
 

@@ -18,8 +18,8 @@ import pydantic
 import pytest
 
 from kagzi.codec import codec_for
+from kagzi.codec.plans import Refused
 from kagzi.errors import CodecError, PayloadTooLarge
-from kagzi.plans import Refused
 from tests.unit import codec_values as v
 
 

@@ -11,6 +11,15 @@ import orjson
 import pytest
 
 from kagzi import errors
+from kagzi.codec.failures import (
+    MAX_MESSAGE_CHARS,
+    MAX_TRACEBACK_CHARS,
+    describe_exception,
+    failed_steps,
+    kagzi_error_from,
+    read_failure,
+    timed_out_groups,
+)
 from kagzi.errors import (
     AllStepsFailed,
     CodecError,
@@ -20,15 +29,6 @@ from kagzi.errors import (
     RunFailed,
     StepFailed,
     StoreUnavailable,
-)
-from kagzi.failures import (
-    MAX_MESSAGE_CHARS,
-    MAX_TRACEBACK_CHARS,
-    describe_exception,
-    failed_steps,
-    kagzi_error_from,
-    read_failure,
-    timed_out_groups,
 )
 
 

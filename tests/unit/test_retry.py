@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kagzi.codec.failures import describe_exception, read_failure
 from kagzi.errors import (
     CodecError,
     InvalidInput,
@@ -21,7 +22,6 @@ from kagzi.errors import (
     StepFailed,
     StepTimeout,
 )
-from kagzi.failures import describe_exception, read_failure
 from kagzi.retry import Retry
 
 

@@ -16,6 +16,7 @@ import orjson
 import psycopg
 
 from kagzi.client import Client, connect
+from kagzi.command.serve import Stopped
 from kagzi.errors import (
     CodecError,
     EmbeddedServerFailed,
@@ -31,7 +32,6 @@ from kagzi.errors import (
     UnknownStep,
     UnknownWorkflow,
 )
-from kagzi.serve import Stopped
 from kagzi.store import embedded
 from kagzi.store.connections import Connector, redact
 from kagzi.store.migrate import DEFAULT_SCHEMA

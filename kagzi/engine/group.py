@@ -13,16 +13,16 @@ from typing import Any
 from uuid import UUID
 
 from kagzi._core import Gate, Slots, Step, hash_input
+from kagzi.codec.failures import read_failure
+from kagzi.engine.stream import Stream
+from kagzi.engine.work import Home, Work
 from kagzi.errors import GroupTimeout, NonDeterminism, StepFailed
-from kagzi.failures import read_failure
 from kagzi.host import GroupOutcome, GroupRequest
 from kagzi.model import ErrorStrategy, GroupKind
 from kagzi.scope import Scope
 from kagzi.store.checkpoints import LARGE_BYTES
 from kagzi.store.rows import GroupRow, StoredStep, at_us
 from kagzi.store.store import StoredGroup
-from kagzi.stream import Stream
-from kagzi.work import Home, Work
 
 WINNER = "winner"
 FAILURE = "failure"

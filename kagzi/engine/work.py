@@ -13,9 +13,9 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from kagzi._core import Gate, Step, hash_input
+from kagzi.codec.failures import read_failure
 from kagzi.definition import CallOptions, Definition
 from kagzi.errors import NonDeterminism
-from kagzi.failures import read_failure
 from kagzi.host import StepFuture, StepRequest
 from kagzi.scope import Scope
 from kagzi.store.checkpoints import LARGE_BYTES, CheckpointWriter

@@ -14,12 +14,12 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 import orjson
 
-from kagzi.containers import Fields
-from kagzi.equality import check_same
+from kagzi.codec.containers import Fields
+from kagzi.codec.equality import check_same
+from kagzi.codec.parameters import Parameters, names_around
+from kagzi.codec.plans import ANY, Plan, Refused, read, type_name, write
+from kagzi.codec.typed import plan_for, resolve
 from kagzi.errors import CodecError, PayloadTooLarge
-from kagzi.parameters import Parameters, names_around
-from kagzi.plans import ANY, Plan, Refused, read, type_name, write
-from kagzi.typed import plan_for, resolve
 
 T = TypeVar("T")
 

@@ -13,8 +13,8 @@ from functools import partial
 from typing import Any
 
 from kagzi._core import LANE_OWN_ASYNC, LANE_OWN_CPU, LANE_OWN_THREAD, Place, Step
+from kagzi.codec.failures import describe_exception
 from kagzi.errors import StepTimeout
-from kagzi.failures import describe_exception
 from kagzi.host import current
 from kagzi.model import StepInfo
 

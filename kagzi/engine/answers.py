@@ -8,11 +8,11 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kagzi._core import Step
-from kagzi.attempts import attempt_failed
+from kagzi.engine.attempts import attempt_failed
 from kagzi.errors import KagziError
 from kagzi.host import GroupRequest
-from kagzi.inner import pack_error, pack_outcome, unpack_request
 from kagzi.pool import wire
+from kagzi.pool.inner import pack_error, pack_outcome, unpack_request
 from kagzi.registry import registry
 from kagzi.store.rows import MemoRow
 

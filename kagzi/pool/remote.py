@@ -8,14 +8,14 @@ from datetime import datetime
 from typing import Any
 
 from kagzi.context import Context
+from kagzi.engine.tasks import assign_scope, current_scope
 from kagzi.errors import InvalidInput, OutsideRun
 from kagzi.host import GroupOutcome, GroupRequest, StepFuture, StepRequest
-from kagzi.inner import pack_request, unpack_error, unpack_group, unpack_step
 from kagzi.pool import wire
 from kagzi.pool.body import Body
 from kagzi.pool.child import PoolProcess, current_body
+from kagzi.pool.inner import pack_request, unpack_error, unpack_group, unpack_step
 from kagzi.scope import Scope
-from kagzi.tasks import assign_scope, current_scope
 
 
 def make_context(process: PoolProcess, body: Body) -> Context:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from math import isfinite
 from typing import Any
 
-from kagzi.plans import (
+from kagzi.codec.plans import (
     ALL_KINDS,
     FLOAT,
     Dec,

@@ -17,9 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from kagzi.client import RunHandle
+from kagzi.command.plain import BY_MEMO
+from kagzi.command.timeline import STATUS_STYLES, Bar, Row, rows_of, span_of
 from kagzi.model import GroupRecord, RunDetails, RunSummary, StepRecord
-from kagzi.plain import BY_MEMO
-from kagzi.timeline import STATUS_STYLES, Bar, Row, rows_of, span_of
 
 PIPED_WIDTH = 140
 WIDE = 132  # a terminal from which on every column of a table has room

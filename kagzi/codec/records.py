@@ -15,8 +15,8 @@ from functools import cached_property
 from operator import attrgetter, itemgetter
 from typing import Annotated, Any
 
-from kagzi.containers import Fields
-from kagzi.plans import ALL_KINDS, ANY, Plan, Refused, key_segment, mismatch, type_name, write
+from kagzi.codec.containers import Fields
+from kagzi.codec.plans import ALL_KINDS, ANY, Plan, Refused, key_segment, mismatch, type_name, write
 
 FieldPlans = Mapping[str, Plan]
 

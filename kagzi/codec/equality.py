@@ -9,8 +9,8 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
-from kagzi import records
-from kagzi.plans import Refused, key_segment, type_name
+from kagzi.codec import records
+from kagzi.codec.plans import Refused, key_segment, type_name
 
 
 def check_same(value: Any, back: Any) -> None:

@@ -14,7 +14,18 @@ from math import isfinite
 from types import NoneType
 from typing import Any
 
-from kagzi.plans import BOOL, FLOAT, INT, NONE, STR, Plan, Refused, mismatch, scalar_plan, type_name
+from kagzi.codec.plans import (
+    BOOL,
+    FLOAT,
+    INT,
+    NONE,
+    STR,
+    Plan,
+    Refused,
+    mismatch,
+    scalar_plan,
+    type_name,
+)
 
 
 def scalar_for(cls: type) -> Plan | None:

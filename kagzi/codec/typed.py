@@ -17,10 +17,10 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, Union, get_args, get_origin
 
-from kagzi import records
-from kagzi.containers import array_plan, dict_plan, list_plan, tuple_plan, union_plan
-from kagzi.plans import ALL_KINDS, ANY, STR, Plan, Refused, foreign_plan, mismatch, type_name
-from kagzi.scalars import scalar_for
+from kagzi.codec import records
+from kagzi.codec.containers import array_plan, dict_plan, list_plan, tuple_plan, union_plan
+from kagzi.codec.plans import ALL_KINDS, ANY, STR, Plan, Refused, foreign_plan, mismatch, type_name
+from kagzi.codec.scalars import scalar_for
 
 Names = Mapping[str, Any]
 Bindings = dict[Any, Any]  # of type variables

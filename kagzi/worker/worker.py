@@ -12,29 +12,29 @@ from typing import Any
 from uuid import UUID
 
 from kagzi._core import Gate, Step
-from kagzi.answers import Answers, memo_key
-from kagzi.clock import StoreClock
+from kagzi.codec.failures import describe_exception
 from kagzi.context import Context
 from kagzi.definition import CallOptions, Definition
+from kagzi.engine.answers import Answers, memo_key
+from kagzi.engine.clock import StoreClock
+from kagzi.engine.executor import Executor
+from kagzi.engine.local import LocalPlace
+from kagzi.engine.runner import LiveRun
+from kagzi.engine.tasks import assign_scope, install_factory
 from kagzi.errors import InvalidInput, KagziError, LeaseLost, StoreError
-from kagzi.executor import Executor
-from kagzi.failures import describe_exception
-from kagzi.heartbeat import Heartbeat
 from kagzi.ids import uuid7
-from kagzi.incarnation import boot_id, host_name, is_gone, process_start
-from kagzi.listener import done_channel
-from kagzi.local import LocalPlace
-from kagzi.loop_watch import LoopWatch
 from kagzi.model import RunStatus, check_count, check_duration_s
 from kagzi.pool.pool import Pool
+from kagzi.pool.remote import make_context
 from kagzi.registry import registry
-from kagzi.remote import make_context
-from kagzi.runner import LiveRun
 from kagzi.store.checkpoints import CheckpointWriter
 from kagzi.store.fenced import FencedConnection
+from kagzi.store.listener import done_channel
 from kagzi.store.rows import StoredStep
 from kagzi.store.store import ClaimedRun, Store
-from kagzi.tasks import assign_scope, install_factory
+from kagzi.worker.heartbeat import Heartbeat
+from kagzi.worker.incarnation import boot_id, host_name, is_gone, process_start
+from kagzi.worker.loop_watch import LoopWatch
 
 logger = logging.getLogger("kagzi.worker")
 

@@ -15,25 +15,25 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from kagzi._core import LANE_OWN_ASYNC, RESUMING, SUSPENDED, Gate, Step
-from kagzi.attempts import number_attempt
-from kagzi.clock import StoreClock
+from kagzi.codec.failures import describe_exception
 from kagzi.context import Context
 from kagzi.definition import CallOptions, Definition, Workflow
+from kagzi.engine.attempts import number_attempt
+from kagzi.engine.clock import StoreClock
+from kagzi.engine.executor import Executor
+from kagzi.engine.group import TIMEOUT, Group
+from kagzi.engine.sleeping import Deadline, Sleep
+from kagzi.engine.tasks import assign_scope, current_scope
+from kagzi.engine.timers import Timer, Timers
+from kagzi.engine.work import Single, Work
 from kagzi.errors import OutsideRun, RunCrashed, RunSuspended, StepConflict
-from kagzi.executor import Executor
-from kagzi.failures import describe_exception
-from kagzi.group import TIMEOUT, Group
 from kagzi.host import GroupRequest, StepFuture, StepRequest
 from kagzi.model import RunStatus
 from kagzi.retrying import CallRecord, plan_retry
 from kagzi.scope import Scope, is_below
-from kagzi.sleeping import Deadline, Sleep
 from kagzi.store.checkpoints import CheckpointWriter
 from kagzi.store.rows import GroupRow, Mark, RunRow, StoredStep
 from kagzi.store.store import ClaimedRun, StoredGroup
-from kagzi.tasks import assign_scope, current_scope
-from kagzi.timers import Timer, Timers
-from kagzi.work import Single, Work
 
 logger = logging.getLogger("kagzi")
 

@@ -9,7 +9,7 @@ from typing import Protocol
 from uuid import UUID
 
 from kagzi._core import Step
-from kagzi.failures import read_failure
+from kagzi.codec.failures import read_failure
 from kagzi.retry import Retry
 from kagzi.store.checkpoints import CheckpointWriter
 from kagzi.store.rows import AttemptRow, at_us

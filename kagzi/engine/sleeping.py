@@ -11,12 +11,12 @@ from typing import Any
 import orjson
 
 from kagzi._core import Step, hash_input
-from kagzi.clock import StoreClock
+from kagzi.engine.clock import StoreClock
+from kagzi.engine.work import Home, Work
 from kagzi.errors import InvalidInput, NonDeterminism
 from kagzi.scope import Scope
 from kagzi.store.rows import StoredStep
 from kagzi.store.store import StoredGroup
-from kagzi.work import Home, Work
 
 SLEEP = "kagzi.sleep"
 TIMEOUT = "kagzi.timeout"

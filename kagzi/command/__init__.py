@@ -1,0 +1,1 @@
+"""Behind the command line: targets, tables, time lines, a worker as a process."""

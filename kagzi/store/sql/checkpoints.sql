@@ -1,0 +1,147 @@
+-- What a worker writes of its runs, and what it recalls of them.
+-- `{schema}` is the quoted schema; parameters are bound by name. "The fence" is the worker's row,
+-- locked FOR SHARE: empty when the lease was ended.
+
+-- name: write_steps
+-- Inserts step rows, one array per column; first commit wins. Index: step_runs_pkey.
+WITH fence AS MATERIALIZED (
+    SELECT 1 FROM {schema}.workers WHERE id = %(worker_id)s AND status <> 'ended' FOR SHARE
+), inserted AS (
+    INSERT INTO {schema}.step_runs (run_id, step_id, function, status, output, error, input,
+        input_hash, attempts, parallel_group_id, parent_step_id, started_at, completed_at,
+        call_number, completed_number, worker_id, process_id)
+    SELECT s.* FROM fence, unnest(%(s0)s, %(s1)s, %(s2)s, %(s3)s, %(s4)s, %(s5)s, %(s6)s, %(s7)s,
+        %(s8)s, %(s9)s, %(s10)s, %(s11)s, %(s12)s, %(s13)s, %(s14)s, %(s15)s, %(s16)s) AS s
+    ON CONFLICT DO NOTHING
+    RETURNING 1
+)
+SELECT (SELECT count(*) FROM fence), (SELECT count(*) FROM inserted), 0::bigint;
+
+-- name: write_rows
+-- Everything else that a batch holds besides steps, and the steps of a small batch. Group and run
+-- rows carry absolute values, so sending them twice changes nothing. Indexes: primary keys.
+WITH fence AS MATERIALIZED (
+    SELECT 1 FROM {schema}.workers WHERE id = %(worker_id)s AND status <> 'ended' FOR SHARE
+), inserted AS (
+    INSERT INTO {schema}.step_runs (run_id, step_id, function, status, output, error, input,
+        input_hash, attempts, parallel_group_id, parent_step_id, started_at, completed_at,
+        call_number, completed_number, worker_id, process_id)
+    SELECT s.* FROM fence, unnest(%(s0)s, %(s1)s, %(s2)s, %(s3)s, %(s4)s, %(s5)s, %(s6)s, %(s7)s,
+        %(s8)s, %(s9)s, %(s10)s, %(s11)s, %(s12)s, %(s13)s, %(s14)s, %(s15)s, %(s16)s) AS s
+    ON CONFLICT DO NOTHING
+    RETURNING 1
+), attempted AS (
+    INSERT INTO {schema}.step_attempts (run_id, step_id, attempt, started_at, completed_at, error,
+        process_id, retry_at, worker_id)
+    SELECT a.*, %(worker_id)s FROM fence, unnest(%(a0)s::uuid[], %(a1)s::text[], %(a2)s::int[],
+        %(a3)s::timestamptz[], %(a4)s::timestamptz[], %(a5)s::bytea[], %(a6)s::int[],
+        %(a7)s::timestamptz[]) AS a
+    ON CONFLICT DO NOTHING
+), grouped AS (
+    INSERT INTO {schema}.parallel_groups (run_id, path, id, kind, size, strategy, group_limit,
+        parent_step_id, decision, decided_index, cached, succeeded, failed, started_at,
+        completed_at, wall_s, steps_s, longest_s, call_number, completed_number)
+    SELECT g.* FROM fence, unnest(%(g0)s::uuid[], %(g1)s::text[], %(g2)s::uuid[], %(g3)s::text[],
+        %(g4)s::int[], %(g5)s::text[], %(g6)s::int[], %(g7)s::text[], %(g8)s::text[],
+        %(g9)s::int[], %(g10)s::int[], %(g11)s::int[], %(g12)s::int[], %(g13)s::timestamptz[],
+        %(g14)s::timestamptz[], %(g15)s::float8[], %(g16)s::float8[], %(g17)s::float8[],
+        %(g18)s::int[], %(g19)s::int[]) AS g
+    ON CONFLICT DO NOTHING
+), memoised AS (
+    INSERT INTO {schema}.memos AS m (key, function, output, run_id, expires_at)
+    SELECT n.key, n.function, n.output, n.run_id,
+        {schema}.now_at() + make_interval(secs => n.lifetime_s)
+    FROM fence, unnest(%(m0)s::bytea[], %(m1)s::text[], %(m2)s::bytea[], %(m3)s::uuid[],
+        %(m4)s::float8[]) AS n(key, function, output, run_id, lifetime_s)
+    ON CONFLICT (key) DO UPDATE SET output = excluded.output, run_id = excluded.run_id,
+        created_at = {schema}.now_at(), expires_at = excluded.expires_at
+    WHERE m.expires_at <= {schema}.now_at()
+), seen_steps AS (
+    UPDATE {schema}.step_runs t SET visible_number = v.number
+    FROM fence, unnest(%(v0)s::uuid[], %(v1)s::text[], %(v2)s::int[]) AS v(run_id, path, number)
+    WHERE t.run_id = v.run_id AND t.step_id = v.path
+), seen_groups AS (
+    UPDATE {schema}.parallel_groups t SET visible_number = v.number
+    FROM fence, unnest(%(w0)s::uuid[], %(w1)s::text[], %(w2)s::int[]) AS v(run_id, path, number)
+    WHERE t.run_id = v.run_id AND t.path = v.path
+), released AS (
+    UPDATE {schema}.workflow_runs t SET status = r.status, output = r.output, error = r.error,
+        wake_at = coalesce(r.wake_at, t.wake_at), worker_id = NULL, crash_count = 0,
+        completed_at = CASE WHEN r.status IN ('completed', 'failed', 'cancelled')
+            THEN {schema}.now_at() END
+    FROM fence, unnest(%(r0)s::uuid[], %(r1)s::int[], %(r2)s::text[], %(r3)s::bytea[],
+        %(r4)s::bytea[], %(r5)s::timestamptz[]) AS r(id, epoch, status, output, error, wake_at)
+    WHERE t.id = r.id AND t.worker_id = %(worker_id)s AND t.epoch = r.epoch
+    RETURNING 1
+)
+SELECT (SELECT count(*) FROM fence), (SELECT count(*) FROM inserted),
+    (SELECT count(*) FROM released);
+
+-- name: clear_below
+-- Removes the failed checkpoints and the decisions below steps whose attempt failed. A statement of
+-- its own, so that it sees rows written earlier in its transaction. Index: primary keys, by range.
+WITH below AS (
+    SELECT * FROM unnest(%(run_ids)s::uuid[], %(step_ids)s::text[]) AS b(run_id, step_id)
+), steps AS (
+    DELETE FROM {schema}.step_runs t USING below b
+    WHERE t.run_id = b.run_id AND t.status = 'failed'
+        AND t.step_id > (b.step_id || '/') COLLATE "C"
+        AND t.step_id < (b.step_id || '0') COLLATE "C"
+)
+DELETE FROM {schema}.parallel_groups t USING below b
+WHERE t.run_id = b.run_id AND (t.failed > 0 OR t.decision IS NOT NULL)
+    AND t.path > (b.step_id || '/') COLLATE "C" AND t.path < (b.step_id || '0') COLLATE "C";
+
+-- name: drop_paths
+-- Removes checkpoints and groups that followed from a failure that `clear_below` removes.
+-- Indexes: primary keys.
+WITH dropped AS (
+    SELECT * FROM unnest(%(run_ids)s::uuid[], %(paths)s::text[], %(of_groups)s::bool[])
+        AS d(run_id, path, of_group)
+), steps AS (
+    DELETE FROM {schema}.step_runs t USING dropped d
+    WHERE NOT d.of_group AND t.run_id = d.run_id AND t.step_id = d.path
+)
+DELETE FROM {schema}.parallel_groups t USING dropped d
+WHERE d.of_group AND t.run_id = d.run_id AND t.path = d.path;
+
+-- name: read_steps_back
+-- What is stored of steps that were not inserted. Index: step_runs_pkey.
+SELECT t.run_id, t.step_id, t.status, t.function, t.input_hash, t.output, t.error, t.attempts,
+    (extract(epoch FROM t.started_at) * 1000000)::int8,
+    (extract(epoch FROM t.completed_at) * 1000000)::int8,
+    t.call_number, t.completed_number, t.visible_number, t.parallel_group_id IS NOT NULL
+FROM {schema}.step_runs t
+JOIN unnest(%(run_ids)s::uuid[], %(step_ids)s::text[]) AS u(run_id, step_id)
+    ON t.run_id = u.run_id AND t.step_id = u.step_id;
+
+-- name: read_runs_back
+-- Where runs stand whose release found no row: the same epoch means that it was done before.
+SELECT id, epoch, status, worker_id FROM {schema}.workflow_runs WHERE id = ANY(%(run_ids)s::uuid[]);
+
+-- name: load_steps
+-- Checkpoints of claimed runs. Index: step_runs_pkey.
+SELECT run_id, step_id, status, function, input_hash, output, error, attempts,
+    (extract(epoch FROM started_at) * 1000000)::int8,
+    (extract(epoch FROM completed_at) * 1000000)::int8,
+    call_number, completed_number, visible_number, parallel_group_id IS NOT NULL
+FROM {schema}.step_runs WHERE run_id = ANY(%(run_ids)s::uuid[]);
+
+-- name: load_groups
+-- Closed groups of claimed runs. Index: parallel_groups_pkey.
+SELECT run_id, path, kind, size, decision, decided_index, completed_number, call_number,
+    visible_number
+FROM {schema}.parallel_groups WHERE run_id = ANY(%(run_ids)s::uuid[]);
+
+-- name: load_attempts
+-- Attempts that count against the retry policy of steps without a checkpoint, and the highest
+-- number used. Index: step_attempts_pkey.
+SELECT a.run_id, a.step_id, count(*) FILTER (WHERE NOT a.retired), max(a.attempt),
+    max(a.retry_at) FILTER (WHERE NOT a.retired)
+FROM {schema}.step_attempts a WHERE a.run_id = ANY(%(run_ids)s::uuid[])
+GROUP BY a.run_id, a.step_id;
+
+-- name: find_memos
+-- Results of earlier runs that still hold. Index: memos_pkey.
+SELECT key, output FROM {schema}.memos
+WHERE key = ANY(%(keys)s::bytea[]) AND (expires_at IS NULL OR expires_at > {schema}.now_at());

@@ -1,0 +1,69 @@
+-- Workers, their leases, and the rescue of runs whose worker is gone.
+-- `{schema}` is the quoted schema; parameters are bound by name. "The fence" is the worker's row,
+-- locked FOR SHARE: empty when the lease was ended.
+
+-- name: register_worker
+-- A new incarnation with its lease.
+WITH worker AS (
+    INSERT INTO {schema}.workers (id, host, boot_id, pid, process_started, config, started_at)
+    VALUES (%(id)s, %(host)s, %(boot_id)s, %(pid)s, %(process_started)s, %(config)s,
+        {schema}.now_at())
+), event AS (
+    INSERT INTO {schema}.worker_events (worker_id, event) VALUES (%(id)s, 'started')
+)
+INSERT INTO {schema}.worker_leases (worker_id, expires_at)
+VALUES (%(id)s, {schema}.now_at() + make_interval(secs => %(lease_s)s))
+RETURNING {schema}.now_at();
+
+-- name: renew_lease
+-- Moves one lease on; none when it was ended. Index: worker_leases_pkey.
+UPDATE {schema}.worker_leases SET expires_at = {schema}.now_at() + make_interval(secs => %(lease_s)s)
+WHERE worker_id = %(id)s
+RETURNING {schema}.now_at();
+
+-- name: find_expired
+-- Workers whose lease has run out. A handful of rows.
+SELECT l.worker_id FROM {schema}.worker_leases l WHERE l.expires_at <= {schema}.now_at();
+
+-- name: find_incarnations
+-- Workers of one host that are not ended. Index: workers_alive.
+SELECT id, boot_id, pid, process_started FROM {schema}.workers
+WHERE host = %(host)s AND status <> 'ended';
+
+-- name: end_lease
+-- Ends a worker's lease: from here on its fence is shut. `forced`: it is known to be gone, or says
+-- so itself; else only if the lease has run out. First of the rescue's two statements.
+WITH lease AS (
+    SELECT worker_id FROM {schema}.worker_leases
+    WHERE worker_id = %(id)s AND (%(forced)s OR expires_at <= {schema}.now_at())
+    FOR UPDATE
+), ended AS (
+    UPDATE {schema}.workers w SET status = 'ended', ended_at = {schema}.now_at()
+    FROM lease WHERE w.id = lease.worker_id AND w.status <> 'ended'
+    RETURNING w.id
+), event AS (
+    INSERT INTO {schema}.worker_events (worker_id, event, detail)
+    SELECT id, 'ended', %(reason)s FROM ended
+)
+DELETE FROM {schema}.worker_leases WHERE worker_id IN (SELECT worker_id FROM lease);
+
+-- name: free_runs
+-- Frees every run whose worker is ended, not only those ended just now: as part of the statement
+-- above, its older snapshot would orphan runs. Index: workflow_runs_held.
+WITH held AS MATERIALIZED (
+    SELECT r.id FROM {schema}.workflow_runs r
+    JOIN {schema}.workers w ON w.id = r.worker_id
+    WHERE r.worker_id IS NOT NULL AND w.status = 'ended'
+    ORDER BY r.id FOR UPDATE OF r SKIP LOCKED
+)
+UPDATE {schema}.workflow_runs r SET status = 'pending', worker_id = NULL,
+    wake_at = {schema}.now_at()
+FROM held WHERE r.id = held.id;
+
+-- name: find_backends
+-- Backends of a worker's fenced connections, which may hold its row while it is frozen.
+SELECT pid FROM pg_catalog.pg_stat_activity
+WHERE application_name = %(application_name)s AND pid <> pg_backend_pid();
+
+-- name: terminate_backend
+SELECT pg_catalog.pg_terminate_backend(%(pid)s);

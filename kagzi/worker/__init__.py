@@ -1,0 +1,5 @@
+"""A worker's life: claims, heartbeat, incarnation, rescue."""
+
+from kagzi.worker.worker import Worker
+
+__all__ = ["Worker"]
