@@ -126,22 +126,23 @@ class Store:
                 raise self.connector.unavailable(error) from error
             raise
 
-    async def _rows(self, name: str, **parameters: Any) -> list[tuple[Any, ...]]:
+    async def rows(self, name: str, **parameters: Any) -> list[tuple[Any, ...]]:
+        """What the statement of this name gives; once, so its outcome may be unknown."""
         async with self.connection() as connection:
             cursor = await connection.execute(
                 self.queries[name].encode(), parameters or None, prepare=True
             )
             return await cursor.fetchall() if cursor.description else []
 
-    async def _ask(self, name: str, **parameters: Any) -> list[tuple[Any, ...]]:
+    async def ask(self, name: str, **parameters: Any) -> list[tuple[Any, ...]]:
         """The same for a statement that may run twice; connections lost meanwhile are replaced."""
         for _ in range(MOST_CONNECTIONS):
             try:
-                return await self._rows(name, **parameters)
+                return await self.rows(name, **parameters)
             except StoreUnavailable as error:
                 if error.__cause__ is None:  # no connection to be had, after a long wait
                     raise
-        return await self._rows(name, **parameters)
+        return await self.rows(name, **parameters)
 
     # --- runs -------------------------------------------------------------------------------
 
@@ -161,7 +162,7 @@ class Store:
 
         Source: sql/runs.sql, insert_run, read_run_by_key.
         """
-        added = await self._ask(
+        added = await self.ask(
             "insert_run",
             id=run_id,
             external_id=external_id,
@@ -172,7 +173,7 @@ class Store:
         )
         if added:
             return StartedRun(run_id, external_id, workflow, version, True)
-        rows = await self._ask("read_run_by_key", workflow=workflow, external_id=external_id)
+        rows = await self.ask("read_run_by_key", workflow=workflow, external_id=external_id)
         if not rows:  # deleted between the two statements
             return await self.insert_run(run_id, external_id, workflow, version, priority, payload)
         known_id, _, _, known_version, known_input = rows[0]
@@ -192,9 +193,9 @@ class Store:
             UnknownRun: None, or runs of several workflows, have it.
         """
         if isinstance(run, UUID):
-            rows = await self._ask("read_run", id=run)
+            rows = await self.ask("read_run", id=run)
         else:
-            rows = await self._ask("find_runs", external_id=run)
+            rows = await self.ask("find_runs", external_id=run)
             if len(rows) > 1:
                 names = ", ".join(row[2] for row in rows)
                 raise UnknownRun(
@@ -212,7 +213,7 @@ class Store:
 
     async def read_status(self, run_id: UUID) -> tuple[RunStatus, bytes | None, bytes | None]:
         """Status, output and error. Raises `UnknownRun`."""
-        rows = await self._ask("read_status", id=run_id)
+        rows = await self.ask("read_status", id=run_id)
         if not rows:
             raise UnknownRun(f"run {run_id} was deleted")
         status, output, error = rows[0]
@@ -220,30 +221,30 @@ class Store:
 
     async def count_steps(self, run_id: UUID) -> tuple[int, int]:
         """Checkpoints so far: (completed, failed)."""
-        completed, failed = (await self._ask("count_steps", id=run_id))[0]
+        completed, failed = (await self.ask("count_steps", id=run_id))[0]
         return completed, failed
 
     async def list_runs(
         self, status: str | None = None, workflow: str | None = None, most: int = 50
     ) -> list[RunSummary]:
         """The newest runs first."""
-        rows = await self._ask("list_runs", status=status, workflow=workflow, most=most)
+        rows = await self.ask("list_runs", status=status, workflow=workflow, most=most)
         return [_summary(*row) for row in rows]
 
     async def describe_run(
         self, run_id: UUID
     ) -> tuple[RunSummary, bytes, list[StepRecord], list[GroupRecord], list[AttemptRecord]]:
         """One run with its checkpoints, groups and failed attempts. Raises `UnknownRun`."""
-        rows = await self._ask("read_run", id=run_id)
+        rows = await self.ask("read_run", id=run_id)
         if not rows:
             raise UnknownRun(f"no run has the id {run_id}")
         payload, _output, error = rows[0][10:]
-        attempts = await self._ask("describe_attempts", id=run_id)
-        groups = await self._ask("describe_groups", id=run_id)
+        attempts = await self.ask("describe_attempts", id=run_id)
+        groups = await self.ask("describe_groups", id=run_id)
         return (
             _summary(*[*rows[0][:10], error]),
             payload,
-            [_step_record(*row) for row in await self._ask("describe_steps", id=run_id)],
+            [_step_record(*row) for row in await self.ask("describe_steps", id=run_id)],
             [GroupRecord(*row) for row in groups],
             [_attempt_record(*row) for row in attempts],
         )
@@ -260,7 +261,7 @@ class Store:
 
         Source: sql/claims.sql, claim_runs; sql/checkpoints.sql, load_steps and its siblings.
         """
-        rows = await self._rows(
+        rows = await self.rows(
             "claim_runs",
             worker_id=worker_id,
             names=[name for name, _ in names],
@@ -270,11 +271,11 @@ class Store:
         claimed = {row[0]: ClaimedRun(*row) for row in rows}
         known = [run_id for run_id, run in claimed.items() if run.epoch > 1]
         if known:
-            for run_id, step_id, *stored in await self._ask("load_steps", run_ids=known):
+            for run_id, step_id, *stored in await self.ask("load_steps", run_ids=known):
                 claimed[run_id].steps[step_id] = StoredStep(*stored)
-            for run_id, path, *group in await self._ask("load_groups", run_ids=known):
+            for run_id, path, *group in await self.ask("load_groups", run_ids=known):
                 claimed[run_id].groups[path] = StoredGroup(*group)
-            for run_id, step_id, *attempts in await self._ask("load_attempts", run_ids=known):
+            for run_id, step_id, *attempts in await self.ask("load_attempts", run_ids=known):
                 claimed[run_id].attempts[step_id] = StoredAttempts(*attempts)
         return sorted(claimed.values(), key=lambda run: (-run.priority, run.created_at))
 
@@ -285,18 +286,18 @@ class Store:
 
         Source: sql/claims.sql, free_strays.
         """
-        return len(await self._rows("free_strays", worker_id=worker_id, run_ids=list(driven)))
+        return len(await self.rows("free_strays", worker_id=worker_id, run_ids=list(driven)))
 
     async def next_due_s(self) -> float | None:
         """Seconds until the earliest sleeping run is due; None when none sleeps."""
-        rows = await self._ask("next_due")
+        rows = await self.ask("next_due")
         return rows[0][0] if rows else None
 
     # --- memos ------------------------------------------------------------------------------
 
     async def find_memos(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """Key to output, of those that hold."""
-        return dict(await self._ask("find_memos", keys=list(keys)))
+        return dict(await self.ask("find_memos", keys=list(keys)))
 
     # --- workers ----------------------------------------------------------------------------
 
@@ -311,7 +312,7 @@ class Store:
         lease_s: float,
     ) -> datetime:
         """A new incarnation and its lease; returns the store's time."""
-        rows = await self._rows(
+        rows = await self.rows(
             "register_worker",
             id=worker_id,
             host=host,
@@ -325,11 +326,11 @@ class Store:
 
     async def find_incarnations(self, host: str) -> list[tuple[UUID, str, int, str]]:
         """Workers of a host that are not ended: (id, boot id, pid, process start)."""
-        return await self._ask("find_incarnations", host=host)
+        return await self.ask("find_incarnations", host=host)
 
     async def find_expired(self) -> list[UUID]:
         """Workers whose lease has run out."""
-        return [row[0] for row in await self._ask("find_expired")]
+        return [row[0] for row in await self.ask("find_expired")]
 
     async def rescue(self, worker_id: UUID, reason: str, forced: bool = False) -> int:
         """End a worker's lease, if it has run out or `forced`, and free the runs of ended workers.
@@ -361,12 +362,12 @@ class Store:
         return 0
 
     async def _terminate_backends(self, worker_id: UUID) -> None:
-        for (pid,) in await self._ask("find_backends", application_name=f"kagzi:{worker_id}"):
-            await self._ask("terminate_backend", pid=pid)
+        for (pid,) in await self.ask("find_backends", application_name=f"kagzi:{worker_id}"):
+            await self.ask("terminate_backend", pid=pid)
 
     async def notify(self, channel: str) -> None:
         """Wake whoever listens."""
-        await self._ask("notify", channel=channel)
+        await self.ask("notify", channel=channel)
 
     # --- a person's changes -----------------------------------------------------------------
 
