@@ -74,6 +74,13 @@ def main() -> None:
     "--poll-s", type=float, default=1.0, show_default=True, help="Between looks for due runs."
 )
 @click.option(
+    "--max-crashes",
+    type=int,
+    default=5,
+    show_default=True,
+    help="End a run as failed that so many workers in a row did not survive.",
+)
+@click.option(
     "--drain-s",
     type=float,
     default=20.0,

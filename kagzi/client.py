@@ -258,6 +258,7 @@ class Client:
         lease_s: float = 30.0,
         heartbeat_s: float = 10.0,
         poll_s: float = 1.0,
+        max_crashes: int = 5,
         modules: tuple[str, ...] = (),
         drain_s: float = 0.0,
     ) -> AsyncIterator[Worker]:
@@ -265,6 +266,9 @@ class Client:
 
         Args:
             processes: Pool processes; default one per processor; 0 runs all bodies here.
+            max_crashes: A run that so many workers in a row did not survive is ended as failed,
+                with `RunCrashed`. From the second time on a worker holds one such run at a time,
+                so that others do not suffer.
             drain_s: On leaving, wait so long for the runs that are held; then they are given back.
 
         See `Worker` for the others.
@@ -276,6 +280,7 @@ class Client:
             lease_s=lease_s,
             heartbeat_s=heartbeat_s,
             poll_s=poll_s,
+            max_crashes=max_crashes,
             modules=modules,
             run_left=self._run_left,
         )

@@ -42,7 +42,6 @@ Checkpoint = StoredStep | StoredGroup
 PARK_AFTER_S = 3.0
 QUIET_S = 0.2
 STOP_GRACE_S = 5.0
-MOST_CRASHES = 10
 
 
 class Surroundings(Protocol):
@@ -54,6 +53,7 @@ class Surroundings(Protocol):
     clock: StoreClock
     executor: Executor
     processes: int
+    max_crashes: int
 
     def function_gate(self, definition: Definition, choices: CallOptions | None) -> Gate | None: ...
 
@@ -105,7 +105,7 @@ class LiveRun:
     def start(self) -> None:
         """Run the workflow function from the top, over what is recorded."""
         crashes = self.claimed.crash_count - 1  # this claim counts
-        if crashes >= MOST_CRASHES:
+        if crashes >= self.worker.max_crashes:
             error = describe_exception(
                 RunCrashed(
                     f"{crashes} workers in a row ended abruptly while they held this run. See why "

@@ -60,11 +60,16 @@ class ClaimedRun:
     priority: int
     epoch: int
     input: bytes
-    crash_count: int
+    crash_count: int  # this claim included
     created_at: datetime
     steps: dict[str, StoredStep] = field(default_factory=dict)
     groups: dict[str, StoredGroup] = field(default_factory=dict)
     attempts: dict[str, StoredAttempts] = field(default_factory=dict)
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether two workers in a row, or more, ended abruptly while they held it."""
+        return self.crash_count > 2
 
 
 @dataclass(slots=True)
@@ -252,12 +257,14 @@ class Store:
     # --- claims -----------------------------------------------------------------------------
 
     async def claim_runs(
-        self, worker_id: UUID, names: Sequence[tuple[str, str]], most: int
+        self, worker_id: UUID, names: Sequence[tuple[str, str]], most: int, suspects: int = 1
     ) -> list[ClaimedRun]:
         """Give up to `most` due runs to a worker, highest priority first, then earliest due.
 
         Committed on return. Runs locked by another worker, and runs of workflows or versions not
         in `names`, are skipped. A run that has been driven before comes with its checkpoints.
+        `suspects` (0 or 1) is how many may be runs that already two workers in a row did not
+        survive.
 
         Source: sql/claims.sql, claim_runs; sql/checkpoints.sql, load_steps and its siblings.
         """
@@ -267,6 +274,7 @@ class Store:
             names=[name for name, _ in names],
             versions=[version for _, version in names],
             most=most,
+            suspects=suspects,
         )
         claimed = {row[0]: ClaimedRun(*row) for row in rows}
         known = [run_id for run_id, run in claimed.items() if run.epoch > 1]

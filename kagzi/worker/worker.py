@@ -40,6 +40,7 @@ logger = logging.getLogger("kagzi.worker")
 
 CLAIM_MOST = 100
 LAST_WORD_S = 5.0
+PROBATION_S = 30.0
 
 
 class Worker:
@@ -52,6 +53,7 @@ class Worker:
         lease_s: Its runs go to others when it was not heard of for so long.
         heartbeat_s: Between renewals of the lease.
         poll_s: Between looks for due runs when nothing is heard.
+        max_crashes: A run that so many workers in a row did not survive is ended as failed.
         modules: Imported by each pool process at its start.
         run_left: Told of each run that this worker let go of.
     """
@@ -65,6 +67,7 @@ class Worker:
         lease_s: float = 30.0,
         heartbeat_s: float = 10.0,
         poll_s: float = 1.0,
+        max_crashes: int = 5,
         modules: tuple[str, ...] = (),
         run_left: Callable[[UUID, RunStatus], None] | None = None,
     ) -> None:
@@ -79,6 +82,7 @@ class Worker:
         self.lease_s = check_duration_s("lease_s", lease_s)
         self.heartbeat_s = check_duration_s("heartbeat_s", heartbeat_s)
         self.poll_s = check_duration_s("poll_s", poll_s)
+        self.max_crashes = check_count("max_crashes", max_crashes)
         if self.heartbeat_s * 2 > self.lease_s:
             raise InvalidInput(
                 f"heartbeat_s={heartbeat_s!r} leaves no second try within lease_s={lease_s!r}; "
@@ -98,6 +102,8 @@ class Worker:
         self._memo_task: asyncio.Task[None] | None = None
         self._draining = False
         self._doubtful_until = 0.0  # a claim may have been made unnoticed
+        self._suspect: UUID | None = None
+        self._probation_until = 0.0
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -309,10 +315,19 @@ class Worker:
                 logger.warning("%d runs were claimed unnoticed, and are free again", freed)
         if most <= 0:
             return 0
-        claimed = await self.store.claim_runs(self.worker_id, registry.names(), most)
+        claimed = await self.store.claim_runs(
+            self.worker_id, registry.names(), most, int(self._takes_suspects())
+        )
         for run in claimed:
+            if run.is_suspect:
+                self._suspect = run.run_id
+                self._probation_until = self.loop.time() + PROBATION_S
             self._drive(run)
         return len(claimed)
+
+    def _takes_suspects(self) -> bool:
+        """Held one at a time, the innocent finish; one that harms nobody for a while has room."""
+        return self._suspect not in self.runs or self.loop.time() >= self._probation_until
 
     def _drive(self, claimed: ClaimedRun) -> None:
         run = LiveRun(self, claimed, registry.workflow(claimed.workflow, claimed.version))

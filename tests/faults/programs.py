@@ -81,3 +81,28 @@ async def behind_gate(ctx: Context, folder: str, size: int) -> list[int]:
     found = await ctx.parallel_vec("g", calls)
     await ctx.step(note, folder, "after")
     return found
+
+
+@kagzi.step(where="coordinator")
+async def kill_coordinator() -> None:
+    os._exit(9)
+
+
+@kagzi.workflow
+async def poison(ctx: Context, folder: str, how: str) -> str:
+    """Brings its worker down, `how`: by its own code or by a step, until the gate is open."""
+    witness = Witness(folder)
+    if not witness.is_open("cured"):
+        witness.note("poison")
+        if how == "workflow":
+            os._exit(9)
+        await ctx.step(kill_coordinator)
+    return "cured"
+
+
+@kagzi.workflow
+async def innocent(ctx: Context, folder: str, number: int) -> int:
+    """Some steps in sequence."""
+    for place in range(3):
+        await ctx.step(note, folder, f"innocent {number}/{place}", id=f"s{place}")
+    return number

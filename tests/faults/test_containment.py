@@ -19,7 +19,6 @@ import pytest_asyncio
 
 import kagzi
 from kagzi import Context, ErrorStrategy, ParallelResult, StepFailed
-from kagzi.engine.runner import MOST_CRASHES
 from kagzi.pool import child, pool
 from tests.engine.witness import Witness
 from tests.faults import bodies
@@ -609,7 +608,8 @@ async def test_run_whose_workers_end_abruptly_again_and_again_is_failed_until_it
 ) -> None:
     witness.open("neighbours")
     await engine.settled()
-    for crashes, survives in ((MOST_CRASHES - 1, True), (MOST_CRASHES, False)):
+    most = engine.worker.max_crashes
+    for crashes, survives in ((most - 1, True), (most, False)):
         async with held_back(engine):
             handle = await engine.start(brings_down, witness.folder)
             query = "UPDATE kagzi.workflow_runs SET crash_count = %(crashes)s WHERE id = %(id)s"
@@ -621,7 +621,7 @@ async def test_run_whose_workers_end_abruptly_again_and_again_is_failed_until_it
             assert await engine.rows(query, id=handle.run_id) == [(0,)]
     assert isinstance(outcome, kagzi.RunFailed)
     assert isinstance(outcome, kagzi.RunCrashed)
-    assert f"{MOST_CRASHES} workers" in str(outcome)
+    assert f"{most} workers" in str(outcome)
     assert witness.entries.count("driven") == 1
     assert await (await engine.client.retry(handle)).result(timeout=PATIENCE_S) == "done"
 

@@ -275,10 +275,17 @@ async def test_claim_is_served_by_its_index(store: Store, dsn: str) -> None:
         query = "EXPLAIN " + load_queries("kagzi")["claim_runs"]
         cursor = await connection.execute(
             query.encode(),
-            {"worker_id": worker_id, "names": ["w"], "versions": ["1"], "most": 50},
+            {
+                "worker_id": worker_id,
+                "names": ["w"],
+                "versions": ["1"],
+                "most": 50,
+                "suspects": 1,
+            },
         )
         plan = "\n".join(row[0] for row in await cursor.fetchall())
     assert "workflow_runs_due" in plan
+    assert "workflow_runs_suspect" in plan
     assert "Seq Scan on workflow_runs" not in plan
 
 
