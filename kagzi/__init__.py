@@ -70,6 +70,7 @@ from kagzi.model import (  # noqa: E402
     RunSummary,
     StepInfo,
     StepRecord,
+    VersionRecord,
     Winner,
 )
 from kagzi.registry import step, workflow  # noqa: E402
@@ -132,6 +133,7 @@ __all__ = [
     "UnknownRun",
     "UnknownStep",
     "UnknownWorkflow",
+    "VersionRecord",
     "Winner",
     "Workflow",
     "__version__",

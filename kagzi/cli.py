@@ -32,6 +32,7 @@ from kagzi.command.terminal import (
     place_of,
     say,
 )
+from kagzi.command.versions import versions
 from kagzi.errors import InvalidInput, PostgresNotFound
 from kagzi.model import RunStatus
 from kagzi.store import embedded, migrate
@@ -60,6 +61,8 @@ def main() -> None:
 
 
 # --- commands -------------------------------------------------------------------------------
+
+main.add_command(versions)
 
 
 @main.command()

@@ -19,6 +19,7 @@ from kagzi.model import (
     RunDetails,
     RunStatus,
     RunSummary,
+    VersionRecord,
     check_count,
     check_duration_s,
     check_name,
@@ -31,6 +32,12 @@ from kagzi.store.embedded import EmbeddedServer, attach
 from kagzi.store.listener import Listener, done_channel, due_channel
 from kagzi.store.migrate import migrate, verify
 from kagzi.store.store import Store
+from kagzi.versions import (
+    default_workflow,
+    list_versions,
+    named_workflow,
+    set_default_version,
+)
 from kagzi.worker import Worker
 
 T = TypeVar("T")
@@ -175,30 +182,31 @@ class Client:
             workflow: A registered workflow, or its name.
             id: An idempotency key, unique per workflow. Default: a new one.
             priority: Higher is claimed first.
+            version: Of the workflow. Default: the one that `set_default_version` chose; if none
+                was chosen, that of the workflow given, and for a name the one registered last.
 
         Raises:
             RunConflict: The id belongs to a run with another input.
             UnknownWorkflow: No workflow of that name is registered here.
             CodecError, InvalidInput: Arguments that cannot be stored, or do not fit.
         """
-        if not isinstance(workflow, Workflow):
-            if not isinstance(workflow, str):
-                raise UnknownWorkflow(
-                    f"{workflow!r} is not a workflow: decorate it with @kagzi.workflow"
-                )
-            workflow = registry.workflow(workflow, version)
+        found, pinned = named_workflow(workflow, version), version is not None
         if type(priority) is not int or abs(priority) > 2**31 - 1:
             raise InvalidInput(f"priority must be a 32-bit int, got {priority!r}")
-        payload = workflow.arguments.encode(args, kwargs)
         run_id = uuid7()
         external_id = str(run_id) if id is None else check_name("run id", id, in_path=False)
-        started = await self._store.insert_run(
-            run_id, external_id, workflow.name, workflow.version, priority, payload
-        )
+        started = None
+        while started is None:
+            payload = found.arguments.encode(args, kwargs)
+            started = await self._store.insert_run(
+                run_id, external_id, found.name, found.version, priority, payload, pinned
+            )
+            if started is None:  # another version is the default
+                found, pinned = await default_workflow(self._store, found), True
         if started.is_new:
             self._announce()
         return RunHandle(
-            self, started.run_id, external_id, workflow.name, started.version, started.is_new
+            self, started.run_id, external_id, found.name, started.version, started.is_new
         )
 
     async def get(self, run: UUID | str) -> RunHandle[Any]:
@@ -246,6 +254,35 @@ class Client:
         await retry_run(self._store, handle.run_id, handle.id, steps or [])
         self._announce()
         return handle
+
+    # --- versions ---------------------------------------------------------------------------
+
+    async def versions(
+        self, workflow: Workflow[..., Any] | str | None = None
+    ) -> list[VersionRecord]:
+        """The versions of a workflow, or of all: registered here, with runs, or a default.
+
+        Sorted by workflow and version, as texts. Counts every run of them.
+        """
+        return await list_versions(self._store, workflow)
+
+    async def set_default_version(
+        self, workflow: Workflow[..., Any] | str, version: str | None
+    ) -> None:
+        """Choose the version that new runs get from now on, whoever starts them. Durable on return.
+
+        It holds for every `start` without `version=`, by name or with the function itself: so a
+        new version can be deployed everywhere first, then switched to, and back. Runs that are
+        there already keep their version.
+
+        Args:
+            workflow: A workflow, or its name.
+            version: None: no default, so the code of whoever starts a run decides again.
+
+        Raises:
+            UnknownWorkflow: No such workflow or version, neither registered here nor with a run.
+        """
+        await set_default_version(self._store, workflow, version)
 
     # --- workers ----------------------------------------------------------------------------
 

@@ -249,6 +249,26 @@ class RunDetails:
         return self.summary.error
 
 
+@dataclass(frozen=True, slots=True)
+class VersionRecord:
+    """A version of a workflow, with its runs counted.
+
+    Attributes:
+        is_default: New runs get it when no version is named.
+        is_registered: This process has its code.
+        unfinished, finished: Runs.
+        latest_start: When its newest run was started; None without runs.
+    """
+
+    workflow: str
+    version: str
+    is_default: bool
+    is_registered: bool
+    unfinished: int
+    finished: int
+    latest_start: datetime | None
+
+
 def check_name(
     what: str, value: object, most_bytes: int = MAX_NAME_BYTES, *, in_path: bool = True
 ) -> str:

@@ -91,6 +91,10 @@ class Registry:
             )
         return versions[version]
 
+    def versions(self, name: str) -> list[str]:
+        """Registered versions of the workflow of that full name, in the order of registration."""
+        return list(self._workflows.get(name, ()))
+
     def names(self) -> list[tuple[str, str]]:
         """Every registered (workflow, version)."""
         return [(n, v) for n, versions in self._workflows.items() for v in versions]

@@ -13,6 +13,7 @@ PACKAGE = Path(kagzi.__file__).parent
 ROWS = [
     {"__main__"},
     {"cli"},
+    {"command.versions"},
     {"demo", "bench", "command.terminal"},
     {"command.show", "command.serve", "command.targets"},
     {"command.timeline", "command.plain"},
@@ -27,6 +28,7 @@ ROWS = [
         "engine.attempts",
         "pool.remote",
         "retrying",
+        "versions",
     },
     {"context", "engine.work", "engine.executor"},
     {"pool.pool"},

@@ -89,6 +89,8 @@ CALLABLES: dict[Callable[..., Any], list[str]] = {
     kagzi.Client.describe: ["run"],
     kagzi.Client.runs: ["status", "workflow", "limit"],
     kagzi.Client.retry: ["run", "steps"],
+    kagzi.Client.versions: ["workflow"],
+    kagzi.Client.set_default_version: ["workflow", "version"],
     kagzi.Client.worker: ["processes", "concurrency", "lease_s", "heartbeat_s", "poll_s"],
     kagzi.RunHandle.result: ["timeout"],
     kagzi.RunHandle.describe: [],

@@ -159,8 +159,13 @@ class Store:
         version: str,
         priority: int,
         payload: bytes,
-    ) -> StartedRun:
+        pinned: bool = True,
+    ) -> StartedRun | None:
         """Add a pending run, or find the one that has its id. Committed on return.
+
+        Args:
+            pinned: The version is this one, whatever the workflow's default is. Else None is
+                returned, and nothing is added, where another version is the default.
 
         Raises:
             RunConflict: The id belongs to a run with another input.
@@ -175,10 +180,13 @@ class Store:
             version=version,
             priority=priority,
             input=payload,
+            pinned=pinned,
         )
         if added:
             return StartedRun(run_id, external_id, workflow, version, True)
         rows = await self.ask("read_run_by_key", workflow=workflow, external_id=external_id)
+        if not rows and not pinned:
+            return None
         if not rows:  # deleted between the two statements
             return await self.insert_run(run_id, external_id, workflow, version, priority, payload)
         known_id, _, _, known_version, known_input = rows[0]

@@ -99,7 +99,7 @@ async def test_start_waits_for_a_start_of_the_same_id_that_is_not_committed(
                 insert,
                 {
                     **{"id": known_id, "external_id": name, "workflow": "w", "version": "1"},
-                    **{"priority": 0, "input": b"[1]"},
+                    **{"priority": 0, "input": b"[1]", "pinned": True},
                 },
             )
             start = asyncio.ensure_future(store.insert_run(uuid7(), name, "w", "1", 0, b"[1]"))

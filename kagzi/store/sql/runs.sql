@@ -3,11 +3,15 @@
 -- locked FOR SHARE: empty when the lease was ended.
 
 -- name: insert_run
--- Adds a run unless its id is taken. Index: workflow_runs (workflow, external_id).
+-- Adds a run unless its id is taken, or, where the version is not `pinned`, another is the default.
+-- Indexes: workflow_runs (workflow, external_id), workflow_versions_default.
 INSERT INTO {schema}.workflow_runs (id, external_id, workflow, version, priority, input,
     wake_at, created_at)
-VALUES (%(id)s, %(external_id)s, %(workflow)s, %(version)s, %(priority)s, %(input)s,
-    {schema}.now_at(), {schema}.now_at())
+SELECT %(id)s::uuid, %(external_id)s::text, %(workflow)s::text, %(version)s::text,
+    %(priority)s::int, %(input)s::bytea, {schema}.now_at(), {schema}.now_at()
+WHERE %(pinned)s::bool OR NOT EXISTS (
+    SELECT 1 FROM {schema}.workflow_versions
+    WHERE workflow = %(workflow)s::text AND is_default AND version <> %(version)s::text)
 ON CONFLICT (workflow, external_id) DO NOTHING
 RETURNING id;
 
