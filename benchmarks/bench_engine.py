@@ -6,11 +6,13 @@ figures are those of `python -m kagzi.bench`, taken from its quick runs.
 
 import os
 from contextlib import ExitStack
+from statistics import median
 from typing import Any
 
 import uvloop
 
 from kagzi.bench.measure import cores
+from kagzi.bench.of_counts import COUNTERS, SCENARIOS
 from kagzi.bench.session import Bench, own_schema
 from kagzi.bench.suites import SUITES
 from kagzi.store import embedded
@@ -27,11 +29,19 @@ def measured(suite: str) -> Figures:
         stack.enter_context(own_schema(dsn, SCHEMA))
         bench = Bench(dsn, cores(), quick=True, schema=SCHEMA)
         figures = uvloop.run(SUITES[suite].measure(bench))
-    return {(figure.name, figure.size): figure.median for figure in figures}
+    found = {(figure.name, figure.size): figure.median for figure in figures}
+    for figure in figures:
+        if figure.over_floor:
+            found[f"{figure.name}, over floor", figure.size] = median(figure.over_floor)
+    return found
 
 
 # Each class has a `setup_cache` of its own, since asv tells them apart by their line: it measures
 # once for all figures of the class.
+
+
+def over_floor(name: str, size: int) -> Any:
+    return figure(f"{name}, over floor", size, "x")
 
 
 def figure(name: str, size: int | None, unit: str) -> Any:
@@ -42,14 +52,17 @@ def figure(name: str, size: int | None, unit: str) -> Any:
     return track
 
 
-class Floor:
+class Coordination:
     timeout = 300
 
     def setup_cache(self) -> Figures:
-        return measured("floor")
+        return measured("coordination")
 
-    track_group_of_100_over_floor = figure("group over floor", 100, "x")
-    track_group_of_1000_over_floor = figure("group over floor", 1000, "x")
+    track_group_of_100_over_floor = over_floor("overhead", 100)
+    track_group_of_1000_over_floor = over_floor("overhead", 1000)
+    track_group_of_10000_over_floor = over_floor("overhead", 10_000)
+    track_step_of_1000 = figure("overhead", 1000, "us/step")
+    track_step_of_10000_over_one_of_1000 = figure("a step, over one of 1,000", 10_000, "x")
 
 
 class Parallel:
@@ -69,7 +82,7 @@ class Memoisation:
         return measured("memoisation")
 
     track_first_over_cached_of_100_steps = figure("first over cached", 100, "x")
-    track_cached_step = figure("cached", 100, "us/step")
+    track_cached_step_of_a_group = figure("cached, as a group", 100, "us/step")
 
 
 class Race:
@@ -79,15 +92,7 @@ class Race:
         return measured("race")
 
     track_over_the_winner_of_10 = figure("over the winner", 10, "ms")
-
-
-class Coordination:
-    timeout = 300
-
-    def setup_cache(self) -> Figures:
-        return measured("coordination")
-
-    track_step_of_1000_over_one_of_100 = figure("a step, over one of 100", 1000, "x")
+    track_over_the_winner_of_1000 = figure("over the winner", 1000, "ms")
 
 
 class Sequence:
@@ -97,6 +102,35 @@ class Sequence:
         return measured("sequence")
 
     track_step_over_insert = figure("over the INSERT", 100, "x")
+
+
+class Latency:
+    timeout = 300
+
+    def setup_cache(self) -> Figures:
+        return measured("latency")
+
+    track_p50_in_the_same_process = figure("same process, p50", None, "ms")
+    track_p50_across_processes = figure("across processes, p50", None, "ms")
+
+
+class Throughput:
+    timeout = 300
+
+    def setup_cache(self) -> Figures:
+        return measured("throughput")
+
+    track_one_step_runs = figure("one-step runs, one worker, rate", 2000, "runs/s")
+    track_ten_step_runs = figure("ten-step runs, one worker, rate", 500, "steps/s")
+
+
+class Memory:
+    timeout = 300
+
+    def setup_cache(self) -> Figures:
+        return measured("memory")
+
+    track_coordinator_over_10000_steps = figure("coordinator", 10_000, "MiB")
 
 
 class Cpu:
@@ -109,13 +143,14 @@ class Cpu:
 
 
 class Counts:
+    """Each counter of each scenario."""
+
     timeout = 300
+    params = (tuple(SCENARIOS), tuple(COUNTERS))
+    param_names = ("scenario", "counter")
 
     def setup_cache(self) -> Figures:
         return measured("counts")
 
-    track_transactions_of_group_of_10 = figure("write transactions", 10, "transactions")
-    track_transactions_of_group_of_1000 = figure("write transactions", 1000, "transactions")
-    track_batches_of_group_of_1000 = figure("batches", 1000, "batches")
-    track_statements_of_group_of_1000 = figure("statements", 1000, "statements")
-    track_wal_of_group_of_1000 = figure("WAL", 1000, "bytes/step")
+    def track_counts(self, figures: Figures, scenario: str, counter: str) -> float:
+        return figures[f"{scenario}: {counter}", None]

@@ -14,16 +14,20 @@ import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from kagzi.bench import check
+from kagzi.bench.catalogue import Suite
 from kagzi.bench.measure import Figure, cores, surroundings
 from kagzi.bench.report import (
     as_json,
+    cost_table_of,
     missed_of,
+    print_regressions,
     print_surroundings,
     print_verdict,
     table_of,
 )
 from kagzi.bench.session import Bench, own_schema
-from kagzi.bench.suites import SUITES, Suite
+from kagzi.bench.suites import SUITES
 from kagzi.errors import KagziError
 from kagzi.store import embedded
 from kagzi.store.connections import redact
@@ -32,8 +36,8 @@ from kagzi.store.connections import redact
 @click.command(
     help="Measure kagzi beside the specification's thresholds.\n\n"
     "NAMES select benchmarks, by name or by how it begins; without any, all are run.",
-    epilog="Exit code: 0 if every threshold is kept, 1 if one is missed, 2 if nothing could be "
-    "measured.",
+    epilog="Exit code: 0 if every threshold is kept, 1 if one is missed or a count has grown, 2 if "
+    "nothing could be measured.",
 )
 @click.argument("names", nargs=-1)
 @click.option("--quick", is_flag=True, help="Fewer rounds.")
@@ -42,6 +46,18 @@ from kagzi.store.connections import redact
     "json_file",
     type=click.Path(dir_okay=False, writable=True, path_type=Path),
     help="Write all figures to this file.",
+)
+@click.option(
+    "--check",
+    "check_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Compare the benchmark counts with those committed in this file; more is a failure.",
+)
+@click.option(
+    "--write-counts",
+    "counts_file",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    help="Write the benchmark counts to this file, to be committed.",
 )
 @click.option("--list", "only_list", is_flag=True, help="Name the benchmarks and stop.")
 @click.option("--dsn", help="Database; default DATABASE_URL, else the embedded server.")
@@ -53,6 +69,8 @@ def main(
     names: tuple[str, ...],
     quick: bool,
     json_file: Path | None,
+    check_file: Path | None,
+    counts_file: Path | None,
     only_list: bool,
     dsn: str | None,
     processes: int | None,
@@ -60,14 +78,18 @@ def main(
 ) -> None:
     console = Console()
     if not console.is_terminal:
-        console.width = max(console.width, 100)
+        console.width = max(console.width, 120)
     if only_list:
         for suite in SUITES.values():
             console.print(f"{suite.name:<24}{suite.title}", highlight=False)
         return
     chosen = select(names)
-    if json_file is not None and not os.access(json_file.absolute().parent, os.W_OK):
-        raise click.BadParameter(f"no file can be made at {str(json_file)!r}", param_hint="--json")
+    for file, option in ((json_file, "--json"), (counts_file, "--write-counts")):
+        if file is not None and not os.access(file.absolute().parent, os.W_OK):
+            raise click.BadParameter(f"no file can be made at {str(file)!r}", param_hint=option)
+    committed = _committed(check_file)
+    if (check_file or counts_file) and SUITES["counts"] not in chosen:
+        raise click.UsageError("--check and --write-counts need the benchmark counts among NAMES")
     results: dict[str, list[Figure]] = {}
     try:
         with ExitStack() as stack:
@@ -80,6 +102,9 @@ def main(
             for suite in chosen:
                 results[suite.name] = measure(suite, dsn, processes or cores(), quick, slack)
                 console.print(table_of(suite.name, results[suite.name]))
+                costs = cost_table_of(results[suite.name])
+                if costs is not None:
+                    console.print(costs)
     except KagziError as error:
         _give_up(str(error), 2)
     except psycopg.Error as error:
@@ -89,8 +114,23 @@ def main(
     print_verdict(console, results)
     if json_file is not None:
         json_file.write_bytes(as_json(around, results, quick))
-    if missed_of(results):
+    if counts_file is not None:
+        counts_file.write_bytes(check.written(check.counts_of(results["counts"])))
+    more = []
+    if committed is not None:
+        more = check.regressions(check.counts_of(results["counts"]), *committed)
+        print_regressions(console, more)
+    if missed_of(results) or more:
         sys.exit(1)
+
+
+def _committed(file: Path | None) -> tuple[float, check.Counts] | None:
+    if file is None:
+        return None
+    try:
+        return check.read(file)
+    except check.UnreadableCounts as error:
+        raise click.BadParameter(str(error), param_hint="--check") from None
 
 
 def _give_up(message: str, code: int) -> NoReturn:
@@ -108,7 +148,7 @@ def select(names: tuple[str, ...]) -> list[Suite]:
     return [
         suite
         for suite in SUITES.values()
-        if not names or any(suite.name.startswith(name) for name in names)
+        if (suite.by_default if not names else any(suite.name.startswith(n) for n in names))
     ]
 
 

@@ -9,13 +9,14 @@ import asyncio
 import os
 import struct
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from datetime import UTC, datetime
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
+import orjson
 import psycopg
 import uvloop
 from psycopg import sql
@@ -23,14 +24,15 @@ from psycopg import sql
 from kagzi._core import STEP_COLUMNS
 from kagzi.bench.work import burn
 
+T = TypeVar("T")
+
 _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _TRAILER = b"\xff\xff"
 _MOMENT = struct.pack(">q", 800_000_000_000_000)
 _NUMBER = struct.pack(">i", 1)
-_REST: tuple[bytes | None, ...] = (
-    b"kagzi.bench.work.nothing",
-    b"completed",
-    b"0",  # output
+_PIECE_BYTES = 1 << 20
+_LEFT: tuple[bytes | None, ...] = (b"kagzi.bench.work.nothing", b"completed")
+_RIGHT: tuple[bytes | None, ...] = (
     None,
     b"[0]",  # input
     bytes(16),
@@ -47,7 +49,7 @@ _REST: tuple[bytes | None, ...] = (
 
 
 class PlainScript:
-    """`asyncio.gather` over no-op coroutines, and their rows in one binary COPY or INSERT.
+    """`asyncio.gather` over coroutines, and their rows in one binary COPY or in INSERTs.
 
     Args:
         conninfo: Of the database.
@@ -78,30 +80,52 @@ class PlainScript:
         self._loop.close()
         self._connection.close()
 
-    async def group(self, size: int) -> float:
-        """Seconds for a group of no-op coroutines and one COPY of as many rows."""
-        return await asyncio.wrap_future(self._thread.submit(self._group, size))
+    async def group(self, size: int, seconds: float = 0.0, nbytes: int = 1) -> float:
+        """Seconds for a group of coroutines and one COPY of as many rows.
 
-    async def row(self) -> float:
-        """Seconds for one coroutine and one INSERT, committed."""
-        return await asyncio.wrap_future(self._thread.submit(self._row))
+        Args:
+            seconds: Each sleeps so long.
+            nbytes: Length of what each gives.
+        """
+        return await self._on_thread(self._group, size, seconds, nbytes)
 
-    def _group(self, size: int) -> float:
+    async def rows(self, count: int) -> float:
+        """Seconds for as many coroutines, and an INSERT and commit of each, one after the other."""
+        return await self._on_thread(self._rows, count)
+
+    async def decoded(self, size: int) -> float:
+        """Seconds for a group of coroutines that each decode what was stored."""
+        return await self._on_thread(self._decoded, size)
+
+    async def _on_thread(self, function: Callable[..., T], *args: Any) -> T:
+        return await asyncio.wrap_future(self._thread.submit(function, *args))
+
+    def _group(self, size: int, seconds: float, nbytes: int) -> float:
         began = time.perf_counter()
-        self._loop.run_until_complete(_gather(size))
+        self._loop.run_until_complete(_gather(size, lambda index: _value(seconds, nbytes)))
         with self._connection.cursor() as cursor, cursor.copy(self._copy) as copy:
-            copy.write(_rows(os.urandom(16), size))
+            for piece in _pieces(os.urandom(16), size, nbytes):
+                copy.write(piece)
         return time.perf_counter() - began
 
-    def _row(self) -> float:
+    def _rows(self, count: int) -> float:
         at, nobody = datetime.now(UTC), UUID(int=0)
-        row = [
-            *(uuid4(), "nothing", "kagzi.bench.work.nothing", "completed", b"0", None, b"[0]"),
-            *(bytes(16), 1, None, None, at, at, 1, 2, nobody, 1),
-        ]
         began = time.perf_counter()
-        self._loop.run_until_complete(_nothing(0))
-        self._connection.execute(self._insert, row, prepare=True)
+        for _ in range(count):
+            row = [
+                *(uuid4(), "nothing", "kagzi.bench.work.nothing", "completed", b"0", None, b"[0]"),
+                *(bytes(16), 1, None, None, at, at, 1, 2, nobody, 1),
+            ]
+            self._loop.run_until_complete(_value(0.0, 1))
+            self._connection.execute(self._insert, row, prepare=True)
+        return time.perf_counter() - began
+
+    def _decoded(self, size: int) -> float:
+        async def decode(index: int) -> Any:
+            return orjson.loads(b"%d" % index)
+
+        began = time.perf_counter()
+        self._loop.run_until_complete(_gather(size, decode))
         return time.perf_counter() - began
 
 
@@ -123,26 +147,33 @@ class PlainProcesses:
         return time.perf_counter() - began
 
 
-async def _nothing(index: int) -> int:
-    return index
+async def _value(seconds: float, nbytes: int) -> str:
+    if seconds:
+        await asyncio.sleep(seconds)
+    return "0" * nbytes
 
 
-def _gather(size: int) -> Coroutine[Any, Any, list[int]]:
-    async def gather() -> list[int]:
-        return await asyncio.gather(*(_nothing(index) for index in range(size)))
+def _gather(size: int, body: Callable[[int], Awaitable[Any]]) -> Coroutine[Any, Any, list[Any]]:
+    async def gather() -> list[Any]:
+        return await asyncio.gather(*(body(index) for index in range(size)))
 
     return gather()
 
 
-def _rows(run_id: bytes, size: int) -> bytes:
+def _pieces(run_id: bytes, size: int, nbytes: int) -> Iterator[bytes]:
     """Rows of one run as a COPY stream: what differs is the step's id.
 
     Source: PostgreSQL manual, COPY, "Binary Format".
     """
+    output = b"0" if nbytes == 1 else orjson.dumps("0" * nbytes)
     before = struct.pack(">h", len(STEP_COLUMNS)) + _field(run_id)
-    after = b"".join(map(_field, _REST))
-    rows = [before + _field(b"nothings/%d" % index) + after for index in range(size)]
-    return b"".join((_HEADER, *rows, _TRAILER))
+    after = b"".join(map(_field, (*_LEFT, output, *_RIGHT)))
+    at_once = max(1, _PIECE_BYTES // (len(before) + len(after) + 20))
+    yield _HEADER
+    for start in range(0, size, at_once):
+        ids = range(start, min(size, start + at_once))
+        yield b"".join([before + _field(b"nothings/%d" % index) + after for index in ids])
+    yield _TRAILER
 
 
 def _field(value: bytes | None) -> bytes:

@@ -1,18 +1,19 @@
-"""What is made of samples: medians, thresholds and verdicts; the server's counters."""
+"""What is made of samples: medians, thresholds and verdicts; the surroundings."""
 
 from __future__ import annotations
 
 import os
 import platform
 import statistics
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
 import psycopg
+
+from kagzi.bench.counters import Cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,9 @@ class Figure:
         size: Steps of the group or run; None where that has no meaning.
         threshold: The specification's; a benchmark that misses one has failed.
         goal: Ours; only reported.
+        floor: The same work by a plain script that promises nothing, in the same unit.
+        over_floor: Quotients to that, round by round.
+        cost: What a round of it took besides time.
     """
 
     name: str
@@ -58,6 +62,9 @@ class Figure:
     samples: Sequence[float]
     threshold: Limit | None = None
     goal: Limit | None = None
+    floor: Sequence[float] = ()
+    over_floor: Sequence[float] = ()
+    cost: Cost | None = None
 
     @property
     def median(self) -> float:
@@ -92,6 +99,9 @@ class Figure:
             "threshold": None if self.threshold is None else str(self.threshold),
             "ok": self.ok,
             "goal": None if self.goal is None else str(self.goal),
+            "floor": statistics.median(self.floor) if self.floor else None,
+            "over_floor": statistics.median(self.over_floor) if self.over_floor else None,
+            "cost": None if self.cost is None else self.cost.as_dict(),
             "goal_reached": None if self.goal is None else self.goal.holds(self.median),
         }
 
@@ -111,68 +121,13 @@ class Samples:
     def median(self, size: int) -> float:
         return statistics.median(self._samples[size])
 
+    def __contains__(self, size: int) -> bool:
+        return size in self._samples
+
     def over(self, other: Samples, size: int) -> list[float]:
         """Quotients round by round: what the machine did meanwhile falls out of them."""
         pairs = zip(self._samples[size], other._samples[size], strict=True)
         return [mine / theirs for mine, theirs in pairs]
-
-
-@dataclass(frozen=True, slots=True)
-class Count:
-    """The server's counters at one moment; they count for everybody on the server.
-
-    Attributes:
-        transactions: Transactions given a number, which those that write are.
-        wal_bytes: Written ahead so far.
-    """
-
-    transactions: int
-    wal_bytes: int
-
-
-class ServerCounters:
-    """Reads the server's own counters over a connection of its own."""
-
-    def __init__(self, conninfo: str) -> None:
-        self._connection = psycopg.connect(
-            conninfo, autocommit=True, application_name="kagzi-bench-counters"
-        )
-
-    def close(self) -> None:
-        self._connection.close()
-
-    def _row(self, query: bytes, *parameters: object) -> tuple[Any, ...]:
-        row = self._connection.execute(query, parameters or None).fetchone()
-        assert row is not None, "an aggregate or a function gives one row"
-        return row
-
-    def count(self) -> Count:
-        """Exact at once, unlike pg_stat_database and pg_stat_wal."""
-        numbered, wal_bytes = self._row(
-            b"SELECT pg_snapshot_xmax(pg_current_snapshot())::text::int8,"
-            b" (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::int8"
-        )
-        return Count(numbered, wal_bytes)
-
-    def commits(self) -> int:
-        """Of this database, reading ones included. A backend reports its own when it ends."""
-        (commits,) = self._row(
-            b"SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()"
-        )
-        return int(commits)
-
-    def backends(self) -> set[int]:
-        (pids,) = self._row(
-            b"SELECT array_agg(pid) FROM pg_stat_activity WHERE datname = current_database()"
-            b" AND application_name LIKE 'kagzi%'"
-        )
-        return set(pids)
-
-    def wait_until_ended(self, backends: Iterable[int], most_s: float = 5.0) -> None:
-        """Until these have ended, and so reported what they did."""
-        until = time.monotonic() + most_s
-        while self.backends() & set(backends) and time.monotonic() < until:
-            time.sleep(0.02)
 
 
 def cores() -> int:

@@ -1,7 +1,8 @@
-"""What was measured, as a table and as JSON."""
+"""What was measured, as tables and as JSON."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,10 +38,16 @@ def table_of(name: str, figures: list[Figure]) -> Table:
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
+    with_floor = any(figure.over_floor for figure in figures)
     table.add_column("")
     for heading in ("steps", "median"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for heading in ("", "quartiles", "threshold", "goal"):
+    for heading in ("", "quartiles"):
+        table.add_column(heading, no_wrap=True)
+    if with_floor:
+        table.add_column("floor", justify="right", no_wrap=True)
+        table.add_column("ratio", justify="right", no_wrap=True)
+    for heading in ("threshold", "goal"):
         table.add_column(heading, no_wrap=True)
     for place, figure in enumerate(figures):
         low, high = figure.quartiles
@@ -50,11 +57,60 @@ def table_of(name: str, figures: list[Figure]) -> Table:
             number(figure.median),
             figure.unit,
             f"{number(low)} to {number(high)}" if len(figure.samples) > 1 else "",
+            *(_floor_of(figure) if with_floor else ()),
             _verdict(figure.threshold, figure.median, "ok", "missed", "bold red"),
             _verdict(figure.goal, figure.median, "reached", "not yet", "yellow"),
             end_section=place + 1 < len(figures) and figures[place + 1].size != figure.size,
         )
     return table
+
+
+def _floor_of(figure: Figure) -> tuple[str, str]:
+    """The floor in the same unit, and how many times it ours took."""
+    if not figure.over_floor:
+        return "", ""
+    return number(statistics.median(figure.floor)), number(statistics.median(figure.over_floor))
+
+
+COST_COLUMNS: dict[str, tuple[str, float]] = {
+    "statements": ("statements", 1),
+    "round_trips": ("trips", 1),
+    "commits": ("commits", 1),
+    "wal_bytes": ("WAL kB", 1e-3),
+    "coordinator_s": ("CPU ms", 1e3),
+    "pool_s": ("of pool", 1e3),
+    "server_s": ("of server", 1e3),
+    "peak_mib": ("MiB", 1),
+    "pool_peak_mib": ("of pool", 1),
+}
+"""Of a `Cost`: its heading and the factor on it."""
+
+
+def cost_table_of(figures: list[Figure]) -> Table | None:
+    """What a round of each work took besides time; None where that was not measured."""
+    rows = [(figure, figure.cost) for figure in figures if figure.cost is not None]
+    if not rows:
+        return None
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("", min_width=16)
+    for heading in ("steps", *(heading for heading, _ in COST_COLUMNS.values())):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for figure, cost in rows:
+        known = cost.as_dict()
+        table.add_row(
+            figure.name,
+            "" if figure.size is None else f"{figure.size:,}",
+            *(
+                count(known[name] * scale) if name in known else ""
+                for name, (_, scale) in COST_COLUMNS.items()
+            ),
+        )
+    return table
+
+
+def count(value: float) -> str:
+    """A whole number without digits behind its point."""
+    return f"{value:,.0f}" if value == int(value) else number(value)
 
 
 def _verdict(limit: Limit | None, value: float, good: str, bad: str, style: str) -> Text:
@@ -83,6 +139,15 @@ def print_verdict(console: Console, results: Results) -> None:
         console.print(f"[green]All {asked} thresholds of the specification are kept.[/]")
 
 
+def print_regressions(console: Console, lines: list[str]) -> None:
+    if lines:
+        console.print(
+            f"[bold red]{len(lines)} counts are above those committed:[/]", *lines, sep="\n"
+        )
+    else:
+        console.print("[green]No count is above those committed.[/]")
+
+
 def missed_of(results: Results) -> list[str]:
     """Names of the figures that miss the specification's thresholds."""
     return [
@@ -103,6 +168,7 @@ def as_json(surroundings: Mapping[str, Any], results: Results, quick: bool) -> b
             "benchmarks": {
                 name: {
                     "title": SUITES[name].title,
+                    "note": SUITES[name].note,
                     "figures": [figure.as_dict() for figure in figures],
                 }
                 for name, figures in results.items()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from typing import Any, TypeVar
 
 import psycopg
 from psycopg import sql
 
 from kagzi.bench import work
+from kagzi.bench.tap import Tap
 from kagzi.client import Client, connect
 from kagzi.definition import Workflow
 from kagzi.errors import RunFailed, StoreError
@@ -46,6 +47,9 @@ class Session:
                 if len(work.passes[handle.run_id]) != drive + 1:
                     raise  # before its body came to its end
         return work.passes.pop(handle.run_id)
+
+    def pool_processes(self) -> list[int]:
+        return [] if self.worker.pool is None else self.worker.pool.process_ids
 
     @property
     def batches(self) -> int:
@@ -91,23 +95,41 @@ class Bench:
         self._advance(rounds, rounds)
 
     @asynccontextmanager
-    async def session(self) -> AsyncIterator[Session]:
+    async def counted_session(
+        self, processes: int | None = None
+    ) -> AsyncIterator[tuple[Session, Tap]]:
+        """The same behind a tap that counts what goes to the server and back."""
+        with closing(Tap(self.conninfo)) as tap:
+            async with self.session(tap.conninfo, processes) as session:
+                yield session, tap
+
+    @asynccontextmanager
+    async def session(
+        self,
+        conninfo: str | None = None,
+        processes: int | None = None,
+        poll_s: float = 60.0,
+        warm: tuple[int, ...] = (10, 100, 500),
+    ) -> AsyncIterator[Session]:
         """A new client and worker that have done this kind of work before.
 
         Nothing but the work is written meanwhile: the lease is long and polls are rare.
+
+        Args:
+            warm: Sizes of the groups that were run before.
         """
         async with (
-            connect(self.conninfo, schema=self.schema) as client,
+            connect(conninfo or self.conninfo, schema=self.schema) as client,
             client.worker(
-                processes=self.processes,
+                processes=processes or self.processes,
                 lease_s=600.0,
                 heartbeat_s=300.0,
-                poll_s=60.0,
+                poll_s=poll_s,
                 modules=(work.__name__,),
             ) as worker,
         ):
             session = Session(client, worker)
-            for size in (10, 100, 500):
+            for size in warm:
                 await session.run(work.nothings, size)
             await session.run(work.nothings_in_sequence, 10)
             yield session

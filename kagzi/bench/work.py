@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable
 from uuid import UUID
 
 from kagzi.context import Context
@@ -16,9 +15,6 @@ from kagzi.registry import step, workflow
 
 passes: defaultdict[UUID, list[float]] = defaultdict(list)
 """Seconds of the body each time that a run was driven; its worker must be in this process."""
-
-observers: list[Callable[[], None]] = []
-"""Called before and after each group of `observed_groups`."""
 
 
 class DriveAgain(Exception):
@@ -83,15 +79,30 @@ async def nothings(ctx: Context, size: int) -> float:
     return time.perf_counter() - began
 
 
+@step
+async def payload(nbytes: int) -> str:
+    return "0" * nbytes
+
+
 @workflow
-async def observed_groups(ctx: Context, count: int, size: int) -> None:
-    for _ in range(count):
-        calls = [nothing.bind(index) for index in range(size)]
-        for observe in observers:
-            observe()
-        await ctx.parallel_vec("observed", calls)
-        for observe in observers:
-            observe()
+async def payloads(ctx: Context, size: int, nbytes: int) -> float:
+    began = time.perf_counter()
+    await ctx.parallel_vec("payloads", [payload.bind(nbytes) for _ in range(size)])
+    return time.perf_counter() - began
+
+
+@workflow
+async def of_steps(ctx: Context, steps: int) -> int:
+    for index in range(steps):
+        await ctx.step(nothing, index)
+    return steps
+
+
+@workflow
+async def streamed(ctx: Context, size: int) -> float:
+    began = time.perf_counter()
+    await ctx.map("streamed", nothing, (index for index in range(size)))
+    return time.perf_counter() - began
 
 
 @workflow

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,14 @@ import orjson
 import psycopg
 import pytest
 
+from kagzi.bench import check
 from kagzi.bench.measure import Figure, Samples, at_least, below
 from kagzi.bench.session import own_schema
 from kagzi.bench.suites import SUITES
+from kagzi.bench.tap import Messages, Tap, Traffic
 from kagzi.errors import StoreError
 
+COMMITTED = Path(__file__).parents[2] / "benchmarks" / "counts.json"
 ANY_TIME = "1e9"
 NO_TIME = "1e-9"
 
@@ -82,24 +86,97 @@ def test_missed_threshold_is_exit_code_1(empty_dsn: str, tmp_path: Path) -> None
     assert schemas(empty_dsn) == []
 
 
-def test_counts_come_from_the_server(empty_dsn: str, tmp_path: Path) -> None:
+def test_counts_are_not_above_those_committed(empty_dsn: str, tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
-    done = run_bench("counts", "--quick", "--processes", "1", "--json", str(file), dsn=empty_dsn)
-    assert done.returncode == 0, done.stderr
+    done = run_bench(
+        *("counts", "--quick", "--processes", "1", "--json", str(file), "--check", str(COMMITTED)),
+        dsn=empty_dsn,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
     figures = orjson.loads(file.read_bytes())["benchmarks"]["counts"]["figures"]
-    by_name = {(figure["name"], figure["size"]): figure["median"] for figure in figures}
-    batches = by_name["batches", 1000]
-    assert 2 <= batches <= 2 + 1000 / 512
-    assert by_name["write transactions", 1000] >= batches
-    assert batches <= by_name["statements", 1000] <= 5 * batches
-    assert by_name["WAL", 1000] > 50
+    found = {figure["name"]: figure["median"] for figure in figures}
+    assert found["group of 1,000: rows"] == 1000 + 1 + 1, "steps, group, run"
+    assert found["run of one step: rows"] == 2
+    assert found["sequence of 20: write transactions"] >= 20
+    # More rows than one batch holds, each batch one transaction; start, claim and completion.
+    assert 3 <= found["group of 1,000: write transactions"] <= 12
+    for name in ("group of 10", "group of 1,000", "run of one step"):
+        assert found[f"{name}: write transactions"] <= found[f"{name}: transactions"]
+        assert found[f"{name}: transactions"] <= found[f"{name}: statements"]
+        assert found[f"{name}: WAL"] > 1000
+
+
+@pytest.mark.parametrize("counter", ["statements", "WAL"])
+def test_count_beyond_what_was_committed_is_a_regression(counter: str) -> None:
+    committed: check.Counts = {"run": {"statements": 100, "WAL": 100_000}}
+    same = check.regressions(committed, 1.3, committed)
+    assert same == []
+    less = {"run": {name: value / 2 for name, value in committed["run"].items()}}
+    assert check.regressions(less, 1.3, committed) == []
+    more = {"run": {**committed["run"], counter: committed["run"][counter] * 1.5}}
+    (line,) = check.regressions(more, 1.3, committed)
+    assert counter in line
+
+
+def test_counts_that_only_one_side_knows_are_regressions() -> None:
+    both: check.Counts = {"run": {"statements": 1.0}}
+    assert check.regressions(both, 1.3, {}) == ["run: was not committed"]
+    assert check.regressions({}, 1.3, both) == ["run: statements is not counted any more"]
+
+
+def test_counts_are_read_as_they_were_written(tmp_path: Path) -> None:
+    file = tmp_path / "counts.json"
+    file.write_bytes(check.written({"run": {"statements": 3.0, "WAL": 12.0}}))
+    assert check.read(file) == (check.FACTOR, {"run": {"statements": 3.0, "WAL": 12.0}})
+    file.write_text('{"factor": 2}')
+    with pytest.raises(check.UnreadableCounts, match=r"counts\.json"):
+        check.read(file)
+
+
+def test_grown_count_is_exit_code_1(empty_dsn: str, tmp_path: Path) -> None:
+    file = tmp_path / "counts.json"
+    file.write_bytes(check.written({"run of one step": {"rows": 1.0}}))
+    done = run_bench("counts", "--quick", "--processes", "1", "--check", str(file), dsn=empty_dsn)
+    assert done.returncode == 1, done.stderr
+    assert "run of one step: 2 rows, committed 1" in done.stdout
+
+
+def test_check_without_the_benchmark_counts_is_refused() -> None:
+    done = run_bench("race", "--check", str(COMMITTED), dsn="postgresql://localhost:1/nowhere")
+    assert done.returncode == 2
+    assert "counts" in done.stderr
+
+
+def test_tap_counts_messages_however_they_are_cut() -> None:
+    answers = (
+        b"1\0\0\0\4" + b"2\0\0\0\4" + b"C\0\0\0\x0dINSERT 0\0" + b"Z\0\0\0\5I"
+    ) * 3 + b"C\0\0\0\x0aBEGIN\0Z\0\0\0\5T"
+    for width in (1, 2, 3, 5, 7, 1000):
+        traffic = Traffic()
+        messages = Messages(traffic)
+        for start in range(0, len(answers), width):
+            messages.feed(answers[start : start + width])
+        assert (traffic.statements, traffic.round_trips, traffic.transactions) == (4, 4, 3), width
+
+
+def test_tap_counts_what_a_connection_does(empty_dsn: str) -> None:
+    with closing(Tap(empty_dsn)) as tap:
+        with psycopg.connect(tap.conninfo, autocommit=True) as connection:
+            connection.execute("SELECT 1")
+            before = tap.traffic()
+            connection.execute("SELECT repeat('x', 100000)")
+            with connection.transaction():
+                connection.execute("CREATE TABLE t ()")
+            spent = tap.traffic() - before
+    assert (spent.statements, spent.round_trips, spent.transactions) == (4, 4, 2)
+    assert spent.received_bytes > 100_000
 
 
 def test_list_names_every_benchmark_without_a_database() -> None:
     done = run_bench("--list", dsn="postgresql://localhost:1/nowhere")
     assert done.returncode == 0
     assert [line.split()[0] for line in done.stdout.splitlines()] == list(SUITES)
-    named = {"parallel_vs_sequential", "memoisation", "race", "coordination", "cpu", "floor"}
+    named = {"coordination", "parallel_vs_sequential", "memoisation", "race", "latency", "memory"}
     assert named <= set(SUITES)
 
 

@@ -1,0 +1,133 @@
+"""Benchmarks of what the machine gives: its cores and its memory."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+
+from kagzi.bench import work
+from kagzi.bench.apart import MODULE
+from kagzi.bench.catalogue import Suites
+from kagzi.bench.counters import Meter, ServerCounters
+from kagzi.bench.floor import PlainProcesses
+from kagzi.bench.helper import Helper
+from kagzi.bench.measure import Figure, Samples, below, cores
+from kagzi.bench.rounds import Taken, Work
+from kagzi.bench.session import Bench
+
+SUITES = Suites()
+
+
+@SUITES.add(
+    "cpu",
+    "16 steps that compute for 0.1 s, on all cores",
+    "Floor: ProcessPoolExecutor with as many processes.",
+)
+async def cpu(bench: Bench) -> list[Figure]:
+    size, step_s = 16, 0.1
+    ideal_s = size * step_s / min(cores(), bench.processes)
+
+    async def nothing(session: object) -> float:
+        return 0.0
+
+    steps = Work("steps", size, nothing)
+    taken = Taken()
+    async with bench.session() as session:
+        with (
+            closing(PlainProcesses(bench.processes)) as processes,
+            closing(ServerCounters(bench.conninfo)) as counters,
+        ):
+            meter = Meter(counters, os.getpid(), session.pool_processes)
+            await session.run(work.computed, bench.processes, 0.01)
+            for _ in bench.rounds(full=7, quick=2):
+                meter.start()
+                seconds = await session.run(work.computed, size, step_s)
+                taken.add(steps, seconds, meter.stop())
+                taken.add_floor(steps, await processes.map(size, step_s))
+    plain = taken.floor("steps")
+    over = taken.seconds("steps").over(plain, size)
+    return [
+        taken.figure("steps", size, "x ideal", 1 / ideal_s, goal=below(1.15)),
+        Figure("ProcessPoolExecutor", size, "x ideal", plain.of(size, 1 / ideal_s)),
+        Figure("over the executor", size, "x", over, goal=below(1.1)),
+    ]
+
+
+@SUITES.add(
+    "memory",
+    "Memory of one large group, over what a new worker has that did next to nothing",
+    "Each round in new processes. Floor: gather and COPY in a new process.",
+)
+async def memory(bench: Bench) -> list[Figure]:
+    sizes = (10_000,) if bench.quick else (10_000, 100_000)
+    coordinator, pool, plain = Samples(), Samples(), Samples()
+    seconds, floors = Samples(), Samples()
+    for _ in bench.rounds(full=3, quick=1):
+        for size in sizes:
+            ours = await _apart(bench, "group", size)
+            floor = await _apart(bench, "floor", size)
+            seconds.add(size, ours["seconds"])
+            floors.add(size, floor["seconds"])
+            if ours["coordinator_mib"] is not None:
+                coordinator.add(size, ours["coordinator_mib"])
+                pool.add(size, ours["pool_mib"])
+                plain.add(size, floor["coordinator_mib"])
+    figures = []
+    for size in sizes:
+        figures.append(
+            Figure(
+                "group in a new worker",
+                size,
+                "s",
+                seconds.of(size),
+                goal=below(0.14) if size == 10_000 else None,
+                floor=floors.of(size),
+                over_floor=seconds.over(floors, size),
+            )
+        )
+        if size in coordinator:
+            goal = below(30) if size == 10_000 else None
+            figures += [
+                Figure("coordinator", size, "MiB", coordinator.of(size), goal=goal),
+                Figure("pool processes", size, "MiB", pool.of(size)),
+                Figure("the floor's", size, "MiB", plain.of(size)),
+                Figure("a step, of all", size, "bytes", _per_step(coordinator, pool, size)),
+            ]
+    return figures
+
+
+@SUITES.add(
+    "stream",
+    "1,000,000 steps through one map over a generator",
+    "In a new process. Flat memory is the aim: with map as a list of all its items it is not.",
+    by_default=False,
+)
+async def stream(bench: Bench) -> list[Figure]:
+    sizes = (10_000, 100_000) if bench.quick else (100_000, 1_000_000)
+    taken: dict[int, dict[str, float]] = {}
+    for _ in bench.rounds(full=1, quick=1):
+        for size in sizes:
+            taken[size] = await _apart(bench, "streamed", size)
+    figures = []
+    for size in sizes:
+        goal = below(20) if size == 1_000_000 else None
+        figures += [
+            Figure("seconds", size, "s", [taken[size]["seconds"]], goal=goal),
+            Figure("a step", size, "µs/step", [taken[size]["seconds"] / size * 1e6]),
+        ]
+        if taken[size]["coordinator_mib"] is not None:
+            figures.append(Figure("coordinator", size, "MiB", [taken[size]["coordinator_mib"]]))
+    return figures
+
+
+async def _apart(bench: Bench, task: str, size: int) -> dict[str, float]:
+    async with Helper(
+        MODULE, conninfo=bench.conninfo, schema=bench.schema, processes=bench.processes
+    ) as helper:
+        taken: dict[str, float] = await helper.do(task, size)
+    return taken
+
+
+def _per_step(coordinator: Samples, pool: Samples, size: int) -> list[float]:
+    pairs = zip(coordinator.of(size), pool.of(size), strict=True)
+    return [(own + others) * (1 << 20) / size for own, others in pairs]
