@@ -560,6 +560,23 @@ class Context(ContextBase):
         """A random UUID, recorded."""
         return self.step(_uuid4, name="uuid4")
 
+    # --- changes of the code ----------------------------------------------------------------
+
+    def patched(self, id: str) -> bool:  # noqa: A002 - the public parameter has this name
+        """Whether this run takes new code, or the code that it has run here before.
+
+        True where a run comes for the first time; False where it had gone further before this
+        call was in the code. The answer is recorded, and every replay gives the same. Within one
+        task of the run, the same id has the same answer wherever it is asked.
+
+        Keep the old code until no run is left that has it as its answer (`kagzi check` tells), then
+        remove the call: answers that nobody asks for are ignored.
+
+        Raises:
+            InvalidInput: Called in a step's body.
+        """
+        return self._host.patched(self._host.scope(), check_name("patch id", id))
+
     # --- inside -----------------------------------------------------------------------------
 
     def _request(

@@ -145,3 +145,6 @@ class Host(Protocol):
 
     def timeout(self, scope: Scope, path: str, seconds: float) -> Any:
         """An async context manager that ends the waits inside it when its time is up."""
+
+    def patched(self, scope: Scope, patch: str) -> bool:
+        """Whether the run takes the code of this patch; in workflow code only."""

@@ -89,6 +89,13 @@ class Scope:
             )
         return path
 
+    def has_given(self, name: str) -> bool:
+        """Whether a step, group or task here has this name (with its number) by now."""
+        bare, _, number = name.partition(NUMBER_SIGN)
+        if self._counts.get(bare, 0) >= int(number or 1):
+            return True
+        return self.path == self.base and name in self.root._explicit
+
     def branch(self, name: Callable[[], str]) -> Branch:
         """Scope of a task made here. `name` is asked at the next event, when the task has one."""
         self.settle_branch()

@@ -25,6 +25,7 @@ ROWS = [
         "engine.local",
         "engine.group",
         "engine.sleeping",
+        "engine.patches",
         "engine.attempts",
         "pool.remote",
         "retrying",

@@ -107,6 +107,7 @@ CALLABLES: dict[Callable[..., Any], list[str]] = {
     kagzi.Context.sleep: ["duration"],
     kagzi.Context.sleep_until: ["at"],
     kagzi.Context.timeout: ["duration"],
+    kagzi.Context.patched: ["id"],
     kagzi.Context.now: [],
     kagzi.Context.random: [],
     kagzi.Context.uuid4: [],

@@ -22,11 +22,12 @@ from kagzi.engine.attempts import number_attempt
 from kagzi.engine.clock import StoreClock
 from kagzi.engine.executor import Executor
 from kagzi.engine.group import TIMEOUT, Group
+from kagzi.engine.patches import Patches
 from kagzi.engine.sleeping import Deadline, Sleep
 from kagzi.engine.tasks import assign_scope, current_scope
 from kagzi.engine.timers import Timer, Timers
 from kagzi.engine.work import Single, Work
-from kagzi.errors import OutsideRun, RunCrashed, RunSuspended, StepConflict
+from kagzi.errors import InvalidInput, OutsideRun, RunCrashed, RunSuspended, StepConflict
 from kagzi.host import GroupRequest, StepFuture, StepRequest
 from kagzi.model import RunStatus
 from kagzi.retrying import CallRecord, plan_retry
@@ -97,6 +98,7 @@ class LiveRun:
         self.inside: dict[str, set[Work]] = {}  # by step: what its body has open
         self._retries: dict[str, Timer] = {}
         self.timers = Timers(self.loop, self._consider_parking)
+        self.patches = Patches(self, worker.clock)
         self._parking: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -292,6 +294,14 @@ class LiveRun:
 
     def timeout(self, scope: Scope, path: str, seconds: float) -> Deadline:
         return Deadline(self, scope, path, seconds, self.worker.clock)
+
+    def patched(self, scope: Scope, patch: str) -> bool:
+        if scope.owner is not None:
+            raise InvalidInput(
+                "ctx.patched belongs into workflow code, not into a step's body: ask in the "
+                "workflow, and give the step the answer as an argument"
+            )
+        return self.patches.answer(scope, patch)
 
     def _begun(
         self, work: Work, scope: Scope, settle: Any, recorded: Checkpoint | None

@@ -77,6 +77,11 @@ class RemoteHost:
     def timeout(self, scope: Scope, path: str, seconds: float) -> Any:
         raise _workflow_only("ctx.timeout", "; a step may use asyncio.timeout")
 
+    def patched(self, scope: Scope, patch: str) -> bool:
+        raise _workflow_only(
+            "ctx.patched", ": ask in the workflow, and give the step the answer as an argument"
+        )
+
     def _ask(
         self, path: str, head: bytes, body: bytes, settle: Callable[[bytes], Any]
     ) -> StepFuture[Any]:

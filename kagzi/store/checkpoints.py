@@ -58,6 +58,7 @@ class CheckpointWriter:
         self._open = Batch()
         self._full: deque[Batch] = deque()
         self._task: asyncio.Task[None] | None = None
+        self._writing: Batch | None = None
         self._large: set[asyncio.Task[None]] = set()
         self._large_turn = asyncio.Lock()
         self._large_of: Counter[bytes] = Counter()  # in flight, by run
@@ -76,13 +77,26 @@ class CheckpointWriter:
         self._start()
 
     def put_large(self, step: Step, committed: Callable[[], None]) -> None:
-        """Write one large step on its own; `committed` is called when it is durable."""
+        """Write one large step on its own, not before what was put earlier is durable.
+
+        `committed` is called when it is durable itself. What is put meanwhile does not wait for it.
+        """
         if self.lost is not None:
             return
         self._large_of[step.run_id] += 1
-        task = asyncio.get_running_loop().create_task(self._commit_large(step, committed))
-        self._large.add(task)
-        task.add_done_callback(self._large.discard)
+
+        def start() -> None:
+            task = asyncio.get_running_loop().create_task(self._commit_large(step, committed))
+            self._large.add(task)
+            task.add_done_callback(self._large.discard)
+
+        # A row put before may be one that this step rests on: an answer of `ctx.patched`.
+        if self._open or self._full:
+            self._open.after.append(start)
+        elif self._writing is not None:
+            self._writing.after.append(start)
+        else:
+            start()
 
     def put_attempt(self, row: AttemptRow) -> None:
         self._room().attempts.append(row)
@@ -157,7 +171,9 @@ class CheckpointWriter:
                     batch = self._full.popleft()
                 else:
                     batch, self._open = self._open, Batch()
+                self._writing = batch
                 await self._commit(batch, self._write)
+                self._writing = None
                 for callback in batch.after:
                     callback()
         except asyncio.CancelledError:

@@ -356,6 +356,43 @@ async def test_large_value_in_flight_delays_no_other_row() -> None:
     assert events[-1] == "huge"
 
 
+@pytest.mark.parametrize("in_flight", [True, False])
+async def test_large_value_is_not_durable_before_what_was_put_earlier(in_flight: bool) -> None:
+    bench = Bench()
+    done: list[str] = []
+    if in_flight:
+        bench.writer.put_steps([settled("first")])
+        await turns()
+    bench.writer.put_steps([settled("before")])
+    bench.writer.put_large(settled("huge"), lambda: done.append("huge"))
+    bench.writer.put_steps([settled("behind")])
+    await turns()
+    assert (bench.store.waiting, bench.large.waiting) == (1, 0)
+    while "before" not in bench.store.ids:
+        assert bench.large.waiting == 0
+        assert bench.store.let_go()
+        await turns()
+    assert bench.large.waiting == 1
+    await bench.finish()
+    assert done == ["huge"]
+
+
+async def test_large_value_put_during_a_write_waits_for_that_write_alone() -> None:
+    bench = Bench()
+    bench.writer.put_steps([settled("before")])
+    await turns()
+    bench.writer.put_large(settled("huge"), lambda: None)
+    bench.writer.put_steps([settled("behind")])
+    await turns()
+    assert bench.large.waiting == 0
+    bench.store.let_go()
+    await turns()
+    assert bench.large.waiting == 1
+    assert bench.store.waiting == 1, "what came later is still on its way"
+    assert bench.store.ids == ["before"]
+    await bench.finish()
+
+
 async def test_large_values_go_one_at_a_time() -> None:
     bench = Bench()
     done: list[int] = []
@@ -499,11 +536,12 @@ async def test_step_that_was_stored_before_is_told_before_the_callback() -> None
 async def test_lost_lease_is_told_once_and_nothing_more_is_written() -> None:
     bench = Bench()
     called: list[int] = []
+    bench.writer.put_large(settled("huge"), lambda: called.append(2))
     for place in range(3):
         bench.writer.put_steps(settled_many(400, f"g{place}"))
         bench.writer.after_commit(lambda: called.append(1))
         await turns()
-    bench.writer.put_large(settled("huge"), lambda: called.append(2))
+    bench.writer.put_large(settled("huge, and behind"), lambda: called.append(5))
     await turns()
     bench.store.fails = bench.large.fails = LeaseLost("ended")
     await bench.finish()
