@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,9 @@ import uvloop
 
 import kagzi
 from kagzi.command.plain import details_data, summary_data
+from kagzi.command.schedules import schedule, schedules, unschedule
 from kagzi.command.serve import drive, serve
-from kagzi.command.targets import load_app, load_workflow, read_arguments
+from kagzi.command.targets import load_app, load_workflow, read_arguments, read_input
 from kagzi.command.terminal import (
     EXIT_CODES,
     RUN_FAILED,
@@ -62,7 +62,8 @@ def main() -> None:
 
 # --- commands -------------------------------------------------------------------------------
 
-main.add_command(versions)
+for command in (versions, schedule, schedules, unschedule):
+    main.add_command(command)
 
 
 @main.command()
@@ -138,7 +139,7 @@ def run(
     from kagzi.command.show import StepCounter
 
     module, workflow = load_workflow(target)
-    args, kwargs = read_arguments(workflow, _input_text(text))
+    args, kwargs = read_arguments(workflow, read_input(text))
 
     async def start_and_wait() -> Any:
         async with open_client(settings, may_migrate=True) as client:
@@ -157,17 +158,6 @@ def run(
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     result = uvloop.run(start_and_wait())
     emit(orjson.loads(workflow.returns.encode(result)))
-
-
-def _input_text(text: str) -> bytes:
-    if text == "-":
-        return sys.stdin.buffer.read()
-    if text.startswith("@"):
-        try:
-            return Path(text[1:]).read_bytes()
-        except OSError as error:
-            raise InvalidInput(f"--input {text!r} cannot be read: {error}") from error
-    return text.encode()
 
 
 @main.command()

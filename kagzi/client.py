@@ -16,9 +16,12 @@ from kagzi.definition import Workflow
 from kagzi.errors import InvalidInput, RunFailed, RunWasCancelled, UnknownWorkflow
 from kagzi.ids import uuid7
 from kagzi.model import (
+    CatchUp,
+    Overlap,
     RunDetails,
     RunStatus,
     RunSummary,
+    Schedule,
     VersionRecord,
     check_count,
     check_duration_s,
@@ -27,10 +30,12 @@ from kagzi.model import (
 from kagzi.pool.child import refuse_import
 from kagzi.registry import registry
 from kagzi.retrying import retry_run
+from kagzi.scheduling import define_schedule, read_schedule, read_schedules, record_schedule
 from kagzi.store.connections import Connector
 from kagzi.store.embedded import EmbeddedServer, attach
 from kagzi.store.listener import Listener, done_channel, due_channel
 from kagzi.store.migrate import migrate, verify
+from kagzi.store.schedules import delete_schedule, pause_schedule, resume_schedule
 from kagzi.store.store import Store
 from kagzi.versions import (
     default_workflow,
@@ -283,6 +288,79 @@ class Client:
             UnknownWorkflow: No such workflow or version, neither registered here nor with a run.
         """
         await set_default_version(self._store, workflow, version)
+
+    # --- schedules --------------------------------------------------------------------------
+
+    async def schedule(
+        self,
+        workflow: Workflow[..., Any] | str,
+        cron: str,
+        /,
+        *args: Any,
+        id: str,  # noqa: A002 - the public option has this name
+        timezone: str = "UTC",
+        catch_up: CatchUp | str = CatchUp.LAST,
+        overlap: Overlap | str = Overlap.ALLOW,
+        priority: int = 0,
+        version: str | None = None,
+        **kwargs: Any,
+    ) -> Schedule:
+        """Let runs of a workflow start by the clock, one for each tick. Durable on return.
+
+        The run of a tick has the id `<id>@<tick in UTC>`, and `ctx.scheduled_at` is its tick. Any
+        worker starts it, whichever workflows it serves.
+
+        Args:
+            cron: Minute, hour, day of month, month and day of week, as in `30 2 * * MON-FRI`; six
+                fields begin with seconds; or @hourly, @daily, @weekly, @monthly, @yearly.
+            id: Names the schedule. A known id changes that schedule; nothing if it is equal.
+            timezone: Whose clock: a name of the tz database. A time of day that the clock skips in
+                spring ticks when the skipped hour has passed; of one that it shows twice the first
+                ticks. `*` in the minutes or hours follows the time that really passes.
+            catch_up: Of ticks that come more than a minute late, because no worker was there, runs
+                the "last", or "all" of them, or "none".
+            overlap: When an earlier run of the schedule is not finished: "allow" another beside it,
+                "skip" the tick, or "cancel" the earlier run.
+            priority: Of its runs.
+            version: Of the workflow. Default: the one that `set_default_version` has chosen when a
+                tick comes; if none was chosen, that of the workflow given.
+
+        Raises:
+            InvalidInput: The expression, the time zone or a policy cannot be read, or no day like
+                that ever comes.
+            UnknownWorkflow, CodecError, InvalidArguments: As `start`.
+        """
+        wanted = define_schedule(
+            named_workflow(workflow, version),
+            cron,
+            args,
+            kwargs,
+            schedule_id=id,
+            timezone=timezone,
+            catch_up=catch_up,
+            overlap=overlap,
+            priority=priority,
+            pinned=version is not None,
+        )
+        return await record_schedule(self._store, wanted)
+
+    async def schedules(self) -> list[Schedule]:
+        """All schedules, by id."""
+        return await read_schedules(self._store)
+
+    async def unschedule(self, id: str) -> None:  # noqa: A002 - as above
+        """Remove a schedule; runs that it has started go on. Raises `UnknownSchedule`."""
+        await delete_schedule(self._store, id)
+
+    async def pause_schedule(self, id: str) -> Schedule:  # noqa: A002 - as above
+        """Let it tick no more until `resume_schedule`. Raises `UnknownSchedule`."""
+        await pause_schedule(self._store, id)
+        return await read_schedule(self._store, id)
+
+    async def resume_schedule(self, id: str) -> Schedule:  # noqa: A002 - as above
+        """Let it tick again, from now on. Raises `UnknownSchedule`."""
+        await resume_schedule(self._store, id)
+        return await read_schedule(self._store, id)
 
     # --- workers ----------------------------------------------------------------------------
 

@@ -71,6 +71,14 @@ class Context(ContextBase):
         """The database's id of the run."""
         return self._host.run_id
 
+    @property
+    def scheduled_at(self) -> datetime | None:
+        """The tick of the schedule that this run is for, in UTC; None if no schedule started it.
+
+        For workflow code: give it to a step as an argument.
+        """
+        return self._host.scheduled_at
+
     # --- one step ---------------------------------------------------------------------------
 
     @overload

@@ -55,6 +55,10 @@ class UnknownRun(KagziError, LookupError):
     """No run has this id."""
 
 
+class UnknownSchedule(KagziError, LookupError):
+    """No schedule has this id."""
+
+
 class MissingMainGuard(KagziError, RuntimeError):
     """A script starts kagzi while a pool process imports it: it lacks the `__main__` guard."""
 

@@ -140,6 +140,10 @@ class Host(Protocol):
     ) -> Any:
         """A future that resolves when the time, kept in the store, has come."""
 
+    @property
+    def scheduled_at(self) -> datetime | None:
+        """The tick that the run is for; in the coordinator only."""
+
     def store_now(self) -> datetime:
         """The store's time; in the coordinator only."""
 

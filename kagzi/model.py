@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
 from uuid import UUID
@@ -70,6 +70,22 @@ class GroupKind(StrEnum):
 
     PARALLEL = "parallel"
     RACE = "race"
+
+
+class CatchUp(StrEnum):
+    """Which of the ticks run that a schedule missed, because no worker was there."""
+
+    LAST = "last"
+    ALL = "all"
+    NONE = "none"
+
+
+class Overlap(StrEnum):
+    """What a schedule does at a tick when an earlier run of it is not finished."""
+
+    ALLOW = "allow"
+    SKIP = "skip"
+    CANCEL = "cancel"
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +283,49 @@ class VersionRecord:
     unfinished: int
     finished: int
     latest_start: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """A workflow that starts by the clock.
+
+    Attributes:
+        input: Arguments of its runs, as recorded.
+        next_at: Its next tick; None when none is left.
+        last_at: The newest tick that has a run.
+        runs: How many ticks have had one.
+        skipped: How many have not, because an earlier run went on (`Overlap.SKIP`).
+    """
+
+    id: str
+    workflow: str
+    version: str
+    cron: str
+    timezone: str
+    catch_up: CatchUp
+    overlap: Overlap
+    priority: int
+    input: Any
+    paused: bool
+    next_at: datetime | None
+    last_at: datetime | None
+    runs: int
+    skipped: int
+    created_at: datetime
+
+    def run_id_at(self, tick: datetime) -> str:
+        """Id of the run for a tick."""
+        return scheduled_run_id(self.id, tick)
+
+    @property
+    def last_run_id(self) -> str | None:
+        """Id of the newest run."""
+        return None if self.last_at is None else self.run_id_at(self.last_at)
+
+
+def scheduled_run_id(schedule_id: str, tick: datetime) -> str:
+    """Id of a schedule's run for a tick, as in `nightly@2026-11-23T02:00:00Z`."""
+    return f"{schedule_id}@{tick.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def check_name(

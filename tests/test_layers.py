@@ -13,7 +13,7 @@ PACKAGE = Path(kagzi.__file__).parent
 ROWS = [
     {"__main__"},
     {"cli"},
-    {"command.versions"},
+    {"command.versions", "command.schedules"},
     {"demo", "bench", "command.terminal"},
     {"command.show", "command.serve", "command.targets"},
     {"command.timeline", "command.plain"},
@@ -30,6 +30,7 @@ ROWS = [
         "pool.remote",
         "retrying",
         "versions",
+        "scheduling",
     },
     {"context", "engine.work", "engine.executor"},
     {"pool.pool"},
@@ -38,13 +39,13 @@ ROWS = [
     {"host", "store", "pool.wire", "engine.tasks", "engine.stream", "engine.timers"},
     {"registry", "engine.clock", "ids"},
     {"definition"},
-    {"codec", "scope", "retry"},
+    {"codec", "scope", "retry", "cron"},
     {"model"},
     {"_build_check"},
     {"errors"},
     {"names", "_core"},
 ]
-PURE = {"names", "scope", "registry", "definition", "codec", "retry", "model", "errors"}
+PURE = {"names", "cron", "scope", "registry", "definition", "codec", "retry", "model", "errors"}
 IMPURE = {"asyncio", "socket", "random", "secrets", "psycopg", "threading", "time", "uvloop"}
 
 MODULES = sorted(

@@ -91,6 +91,13 @@ CALLABLES: dict[Callable[..., Any], list[str]] = {
     kagzi.Client.retry: ["run", "steps"],
     kagzi.Client.versions: ["workflow"],
     kagzi.Client.set_default_version: ["workflow", "version"],
+    kagzi.Client.schedule: [
+        *("workflow", "cron", "args", "id", "timezone", "catch_up", "overlap", "priority")
+    ],
+    kagzi.Client.schedules: [],
+    kagzi.Client.unschedule: ["id"],
+    kagzi.Client.pause_schedule: ["id"],
+    kagzi.Client.resume_schedule: ["id"],
     kagzi.Client.worker: ["processes", "concurrency", "lease_s", "heartbeat_s", "poll_s"],
     kagzi.RunHandle.result: ["timeout"],
     kagzi.RunHandle.describe: [],
@@ -155,6 +162,7 @@ ATTRIBUTES: dict[type, set[str]] = {
     kagzi.StepInfo: {"run_id", "step_id", "attempt", "idempotency_key"},
     kagzi.RunDetails: {"id", "run_id", "status", "input", "steps", "groups", "attempts", "error"},
     kagzi.GroupRecord: {"path", "size", "limit", "cached", "wall_s", "steps_s", "speedup"},
+    kagzi.Schedule: {"id", "workflow", "cron", "timezone", "paused", "next_at", "last_run_id"},
     kagzi.StepRecord: {"id", "function", "status", "attempts", "parent_step_id", "duration_s"},
 }
 

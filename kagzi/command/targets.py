@@ -117,6 +117,22 @@ def _attribute(module: ModuleType, name: str, attribute: str) -> Any:
     return found
 
 
+def read_input(text: str) -> bytes:
+    """The value of --input: itself, a file's content for `@FILE`, standard input for `-`.
+
+    Raises:
+        InvalidInput: The file cannot be read.
+    """
+    if text == "-":
+        return sys.stdin.buffer.read()
+    if text.startswith("@"):
+        try:
+            return Path(text[1:]).read_bytes()
+        except OSError as error:
+            raise InvalidInput(f"--input {text!r} cannot be read: {error}") from error
+    return text.encode()
+
+
 def read_arguments(
     workflow: Workflow[..., Any], text: bytes
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -29,6 +29,7 @@ from kagzi.errors import (
     RunWasCancelled,
     StoreError,
     UnknownRun,
+    UnknownSchedule,
     UnknownStep,
     UnknownWorkflow,
 )
@@ -45,7 +46,7 @@ Exit codes:
   1    the run failed or was cancelled (demo: a promise did not hold)
   2    bad usage or input
   3    the store is unavailable, refuses, or has another schema
-  4    no such run, step or workflow
+  4    no such run, step, workflow or schedule
   70   something else went wrong, e.g. the pool did not start
   75   the worker lost its lease; start it again
   128+n  ended by signal n (130: Ctrl-C, 143: SIGTERM)
@@ -74,7 +75,7 @@ def exit_code(error: BaseException) -> int:
         # First, for a failed run is also of the class of what failed it.
         ((RunFailed, RunWasCancelled), RUN_FAILED),
         (LeaseLost, LEASE_LOST),
-        ((UnknownRun, UnknownStep, UnknownWorkflow), NOT_FOUND),
+        ((UnknownRun, UnknownSchedule, UnknownStep, UnknownWorkflow), NOT_FOUND),
         ((StoreError, psycopg.Error), STORE),
         ((InvalidInput, CodecError, RunConflict, MissingMainGuard), USAGE),
     )

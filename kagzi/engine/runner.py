@@ -73,6 +73,7 @@ class LiveRun:
         self.claimed = claimed
         self.workflow = workflow
         self.run_id = claimed.run_id
+        self.scheduled_at = claimed.scheduled_at
         self.run_key = claimed.run_id.bytes
         self.worker_key = worker.worker_id.bytes
         self.loop = worker.loop

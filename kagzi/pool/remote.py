@@ -71,6 +71,10 @@ class RemoteHost:
     def sleep(self, scope: Scope, step_id: str, seconds: Any, until: datetime | None) -> Any:
         raise _workflow_only("ctx.sleep", "; a step may use asyncio.sleep")
 
+    @property
+    def scheduled_at(self) -> datetime | None:
+        raise _workflow_only("ctx.scheduled_at", "; give it to the step as an argument")
+
     def store_now(self) -> datetime:
         raise _workflow_only("the store's clock")
 

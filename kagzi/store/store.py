@@ -62,6 +62,7 @@ class ClaimedRun:
     input: bytes
     crash_count: int  # this claim included
     created_at: datetime
+    scheduled_at: datetime | None = None
     steps: dict[str, StoredStep] = field(default_factory=dict)
     groups: dict[str, StoredGroup] = field(default_factory=dict)
     attempts: dict[str, StoredAttempts] = field(default_factory=dict)

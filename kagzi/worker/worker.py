@@ -29,12 +29,13 @@ from kagzi.pool.remote import make_context
 from kagzi.registry import registry
 from kagzi.store.checkpoints import CheckpointWriter
 from kagzi.store.fenced import FencedConnection
-from kagzi.store.listener import done_channel
+from kagzi.store.listener import done_channel, due_channel
 from kagzi.store.rows import StoredStep
 from kagzi.store.store import ClaimedRun, Store
 from kagzi.worker.heartbeat import Heartbeat
 from kagzi.worker.incarnation import boot_id, host_name, is_gone, process_start
 from kagzi.worker.loop_watch import LoopWatch
+from kagzi.worker.ticker import Ticker
 
 logger = logging.getLogger("kagzi.worker")
 
@@ -130,6 +131,7 @@ class Worker:
         )
         self.pool: Pool | None = None
         self._watch = LoopWatch(self.loop)
+        self._ticker = Ticker(store, self.poll_s, self._announce)
         self._heartbeat = Heartbeat(
             connector,
             self.worker_id,
@@ -183,6 +185,7 @@ class Worker:
         self._tasks = [
             self.loop.create_task(self._claim_for_ever()),
             self.loop.create_task(self._rescue_for_ever()),
+            self.loop.create_task(self._ticker.tick_for_ever()),
             self.loop.create_task(self._watch_heartbeat()),
         ]
         logger.info("worker %s started with %d pool processes", self.worker_id, self.processes)
@@ -352,6 +355,11 @@ class Worker:
             await self.store.notify(done_channel(self.store.connector.schema))
         except StoreError as error:
             logger.debug("no notification: %s", error)
+
+    async def _announce(self) -> None:
+        """Runs were started: claim some, and tell the others."""
+        self._wake.set()
+        await self.store.notify(due_channel(self.store.connector.schema))
 
     async def _rescue_for_ever(self) -> None:
         while True:

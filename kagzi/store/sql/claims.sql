@@ -34,7 +34,7 @@ UPDATE {schema}.workflow_runs r SET status = 'running', worker_id = %(worker_id)
     started_at = coalesce(r.started_at, {schema}.now_at())
 FROM chosen WHERE r.id = chosen.id
 RETURNING r.id, r.external_id, r.workflow, r.version, r.priority, r.epoch, r.input, r.crash_count,
-    r.created_at;
+    r.created_at, r.scheduled_at;
 
 -- name: free_strays
 -- Frees runs that a worker holds without knowing it. Index: workflow_runs_held.

@@ -1,0 +1,115 @@
+"""Starts the runs of schedules. Every worker has one; they need not know of each other.
+
+It looks at the schedules of the store, by the store's clock, again and again: a tick that one
+worker did not come to is found by the next look of any other. Which workflows a worker serves does
+not matter here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from uuid import UUID
+
+from kagzi.cron import cron_of, due_ticks
+from kagzi.errors import InvalidInput, StoreError
+from kagzi.model import Overlap
+from kagzi.store.schedules import (
+    DueSchedule,
+    Ticks,
+    find_due_schedules,
+    find_overlapped,
+    start_ticks,
+)
+from kagzi.store.store import Store
+
+logger = logging.getLogger("kagzi.worker")
+
+MOST_TICKS = 500  # of one statement
+ASIDE_S = 60.0
+OVERLAP_EVERY = 10  # turns
+
+
+class Ticker:
+    """Looks for ticks that have come.
+
+    Args:
+        poll_s: Between looks.
+        on_started: Called when runs were started.
+        cancel: Cancels one run.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        poll_s: float,
+        on_started: Callable[[], Awaitable[None]],
+        cancel: Callable[[UUID], Awaitable[object]] | None = None,
+    ) -> None:
+        self._store = store
+        self._poll_s = poll_s
+        self._on_started = on_started
+        self._cancel = cancel
+        self._aside: dict[str, float] = {}  # schedules that cannot be read here, and until when
+        self._turns = 0
+
+    async def tick_for_ever(self) -> None:
+        while True:
+            wait_s = self._poll_s
+            try:
+                wait_s = await self.turn()
+            except StoreError as error:
+                logger.warning("schedules wait: %s", error)
+            except Exception:
+                logger.exception("a look at the schedules failed, and is repeated")
+            await asyncio.sleep(wait_s)
+
+    async def turn(self) -> float:
+        """One look; how many seconds later the next is due."""
+        soon = await find_due_schedules(self._store, self._poll_s, self._left_aside())
+        due = [one for one in soon if one.next_at <= one.now]
+        later = [(one.next_at - one.now).total_seconds() for one in soon if one.next_at > one.now]
+        ticks = self._ticks_of(due)
+        moved = started = 0
+        if ticks:
+            moved, started = await start_ticks(self._store, ticks)
+        if started:
+            await self._on_started()
+        self._turns += 1
+        if self._turns % OVERLAP_EVERY == 0 or any(one.overlap is Overlap.CANCEL for one in due):
+            await self._cancel_overlapped()
+        if moved and any(t.later_at is not None and t.later_at <= t.schedule.now for t in ticks):
+            return 0.0  # more have come than one statement starts
+        return min([self._poll_s, *later])
+
+    def _ticks_of(self, due: list[DueSchedule]) -> list[Ticks]:
+        found = []
+        for schedule in due:
+            try:
+                cron = cron_of(schedule.cron, schedule.timezone)
+            except InvalidInput as error:
+                logger.warning("schedule %r is left to other workers: %s", schedule.id, error)
+                self._aside[schedule.id] = asyncio.get_running_loop().time() + ASIDE_S
+                continue
+            ticks, later_at = due_ticks(
+                cron,
+                schedule.next_at,
+                schedule.now,
+                schedule.catch_up,
+                schedule.overlap,
+                max(1, MOST_TICKS // len(due)),
+            )
+            found.append(Ticks(schedule, ticks, later_at))
+        return found
+
+    def _left_aside(self) -> list[str]:
+        now = asyncio.get_running_loop().time()
+        self._aside = {name: until for name, until in self._aside.items() if until > now}
+        return list(self._aside)
+
+    async def _cancel_overlapped(self) -> None:
+        if self._cancel is None:
+            return
+        for run_id in await find_overlapped(self._store):
+            await self._cancel(run_id)
