@@ -100,8 +100,8 @@ def worker(
 
     APP is a workflow of the module, or a function without arguments that registers more.
 
-    The first SIGTERM or SIGINT drains, the second stops at once, the third kills. Ends with 75
-    when another worker took over its runs.
+    The first SIGTERM or SIGINT drains, the second stops at once, the third kills. A worker that
+    has lost its lease stops its runs and begins anew.
     """
     logging.basicConfig(
         level=logging.WARNING if quiet else logging.INFO,

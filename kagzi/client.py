@@ -43,7 +43,7 @@ from kagzi.versions import (
     named_workflow,
     set_default_version,
 )
-from kagzi.worker import Worker
+from kagzi.worker import Keeper, Worker
 
 T = TypeVar("T")
 
@@ -125,7 +125,7 @@ class Client:
         self._server: EmbeddedServer | None = None
         self._store: Store = None  # type: ignore[assignment]
         self._listener: Listener = None  # type: ignore[assignment]
-        self._workers: list[Worker] = []
+        self._workers: list[Keeper] = []
         self._waiters: dict[UUID, set[asyncio.Event]] = {}
         self._notifying: asyncio.Task[None] | None = None
 
@@ -376,8 +376,11 @@ class Client:
         max_crashes: int = 5,
         modules: tuple[str, ...] = (),
         drain_s: float = 0.0,
-    ) -> AsyncIterator[Worker]:
+    ) -> AsyncIterator[Keeper]:
         """A worker inside this program, for as long as the block lasts.
+
+        When it loses its lease, because the program was paused or the database was away for
+        longer than that, it stops its runs and begins anew, as another incarnation.
 
         Args:
             processes: Pool processes; default one per processor; 0 runs all bodies here.
@@ -388,17 +391,21 @@ class Client:
 
         See `Worker` for the others.
         """
-        worker = Worker(
-            self._store,
-            processes=processes,
-            concurrency=concurrency,
-            lease_s=lease_s,
-            heartbeat_s=heartbeat_s,
-            poll_s=poll_s,
-            max_crashes=max_crashes,
-            modules=modules,
-            run_left=self._run_left,
-        )
+
+        def make() -> Worker:
+            return Worker(
+                self._store,
+                processes=processes,
+                concurrency=concurrency,
+                lease_s=lease_s,
+                heartbeat_s=heartbeat_s,
+                poll_s=poll_s,
+                max_crashes=max_crashes,
+                modules=modules,
+                run_left=self._run_left,
+            )
+
+        worker = Keeper(make)
         await worker.open()
         self._workers.append(worker)
         self._listener.start()

@@ -252,7 +252,22 @@ class EmbeddedServerFailed(StoreError):
 
 
 class LeaseLost(KagziError):
-    """Another worker ended this worker's lease; nothing it writes is accepted any more."""
+    """A worker's lease was ended by another, or cannot be trusted; it stops its runs.
+
+    Attributes:
+        by_store: The store was away or is another one now: not the fault of what the worker ran.
+    """
+
+    def __init__(self, message: str, *, by_store: bool = False) -> None:
+        super().__init__(message)
+        self.by_store = by_store
+
+
+class ServerReplaced(LeaseLost):
+    """The server is another one now, or has another history: its runs are to be loaded again."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, by_store=True)
 
 
 class PoolStartFailed(KagziError):

@@ -150,7 +150,7 @@ async def started(dsn: str, **options: Any) -> AsyncIterator[Engine]:
     """A client and a worker on this database."""
     async with kagzi.connect(dsn, migrate=False) as client:
         async with client.worker(**{"processes": 2, "poll_s": 0.1, **options}) as worker:
-            yield Engine(client, worker, dsn)
+            yield Engine(client, worker.incarnation, dsn)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -128,7 +128,7 @@ class Bench:
                 modules=(work.__name__,),
             ) as worker,
         ):
-            session = Session(client, worker)
+            session = Session(client, worker.incarnation)
             for size in warm:
                 await session.run(work.nothings, size)
             await session.run(work.nothings_in_sequence, 10)

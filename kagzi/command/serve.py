@@ -11,9 +11,8 @@ from typing import Any
 
 from kagzi.client import Client, RunHandle
 from kagzi.definition import Workflow
-from kagzi.errors import LeaseLost, StoreError
+from kagzi.errors import StoreError
 from kagzi.registry import registry
-from kagzi.worker import Worker
 
 logger = logging.getLogger("kagzi.worker")
 
@@ -81,14 +80,13 @@ async def serve(client: Client, drain_s: float, **options: Any) -> None:
     Args:
         options: As `Client.worker` takes them.
 
-    Raises:
-        LeaseLost: Another worker ended this one's lease; its runs go on there.
+    A worker that has lost its lease begins anew.
     """
     async with client.worker(**options) as worker:
         with _stops() as stops:
             names = sorted({name for name, _ in registry.names()})
             logger.info("serving %s; SIGTERM or Ctrl-C drains", ", ".join(names))
-            await _first_of(stops.first, worker.ended)
+            await stops.first
             if worker.lost is None and drain_s > 0:
                 logger.info(
                     "draining: up to %g s for %d run(s); signal again to stop at once",
@@ -96,11 +94,10 @@ async def serve(client: Client, drain_s: float, **options: Any) -> None:
                     len(worker.runs),
                 )
                 draining = asyncio.create_task(worker.drain(drain_s))
-                await _first_of(draining, stops.second, worker.ended)
+                await _first_of(draining, stops.second)
                 draining.cancel()
             if worker.runs:
                 logger.info("%d run(s) are given back", len(worker.runs))
-    _raise_if_lost(worker)
 
 
 async def drive(
@@ -121,23 +118,21 @@ async def drive(
 
     Raises:
         Stopped: By a signal; the run was given back.
-        LeaseLost: As `serve`.
         RunFailed, RunWasCancelled, and what `Client.start` raises.
     """
     handle = await client.start(workflow, *args, id=run_id, **kwargs)
     if (await handle.status()).is_terminal:
         return await handle.result()
-    async with client.worker(**options) as worker:
+    async with client.worker(**options):
         with _stops() as stops:
             result = asyncio.create_task(handle.result())
             telling = asyncio.create_task(_tell(handle, report)) if report is not None else None
             try:
-                await _first_of(result, stops.first, worker.ended)
+                await _first_of(result, stops.first)
             finally:
                 for task in (result, telling):
                     if task is not None and not task.done():
                         task.cancel()
-    _raise_if_lost(worker)
     if result.cancelled() or not result.done():
         raise Stopped(stops.first.result(), handle.id)
     if report is not None:
@@ -154,10 +149,3 @@ async def _tell(handle: RunHandle[Any], report: Callable[[RunHandle[Any], int, i
 
 async def _first_of(*futures: asyncio.Future[Any]) -> None:
     await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
-
-
-def _raise_if_lost(worker: Worker) -> None:
-    if isinstance(worker.lost, LeaseLost):
-        raise worker.lost
-    if worker.lost is not None:
-        raise LeaseLost(f"the worker cannot write any more: {worker.lost}") from worker.lost

@@ -22,7 +22,6 @@ from kagzi.errors import (
     EmbeddedServerFailed,
     InvalidInput,
     KagziError,
-    LeaseLost,
     MissingMainGuard,
     RunConflict,
     RunFailed,
@@ -37,7 +36,7 @@ from kagzi.store import embedded
 from kagzi.store.connections import Connector, redact
 from kagzi.store.migrate import DEFAULT_SCHEMA
 
-RUN_FAILED, USAGE, STORE, NOT_FOUND, INTERNAL, LEASE_LOST = 1, 2, 3, 4, 70, 75
+RUN_FAILED, USAGE, STORE, NOT_FOUND, INTERNAL = 1, 2, 3, 4, 70
 
 EXIT_CODES = """\
 \b
@@ -48,7 +47,6 @@ Exit codes:
   3    the store is unavailable, refuses, or has another schema
   4    no such run, step, workflow or schedule
   70   something else went wrong, e.g. the pool did not start
-  75   the worker lost its lease; start it again
   128+n  ended by signal n (130: Ctrl-C, 143: SIGTERM)
 """
 
@@ -74,7 +72,6 @@ def exit_code(error: BaseException) -> int:
     by_class: tuple[tuple[Any, int], ...] = (
         # First, for a failed run is also of the class of what failed it.
         ((RunFailed, RunWasCancelled), RUN_FAILED),
-        (LeaseLost, LEASE_LOST),
         ((UnknownRun, UnknownSchedule, UnknownStep, UnknownWorkflow), NOT_FOUND),
         ((StoreError, psycopg.Error), STORE),
         ((InvalidInput, CodecError, RunConflict, MissingMainGuard), USAGE),
@@ -91,8 +88,6 @@ def explain(error: BaseException) -> str:
             f"run {run!r} failed: {text}. `kagzi show {run}` tells more; "
             f"`kagzi retry {run}` lets it go on"
         )
-    elif isinstance(error, LeaseLost):
-        text = f"the lease is lost: {text}. Others go on with its runs; start the worker again"
     elif isinstance(error, psycopg.Error):
         text = f"PostgreSQL refused: {text}. `kagzi migrate` may help; --debug shows where"
     if isinstance(error, EmbeddedServerFailed):

@@ -55,7 +55,7 @@ async def show_tour(
         again_s = time.perf_counter() - started
 
         details, again_details = await handle.describe(), await again.describe()
-        count = worker.processes
+        count = worker.incarnation.processes
     group = next(group for group in details.groups if group.path == GROUP)
     cached = sum(step.process_id == BY_MEMO for step in again_details.steps)
     told = {

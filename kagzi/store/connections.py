@@ -23,6 +23,16 @@ _OUTAGE_CLASSES = ("08", "53", "57", "58", "XX")
 _OUTAGE_STATES = ("25006", "40001", "40P01", "55P03", "25P02", "25P03", "26000", "42P05")
 _NOT_OUTAGE = ("57014",)
 
+# What an outage is, where the server's own words are about something else.
+_OUTAGE_WORDS = {
+    "25006": "the server takes no writes now (a standby, or set read-only)",
+    "53100": "the server's disk is full",
+    "53300": "the server has no connection left for this role (max_connections)",
+}
+
+_NO_CONNECTION_LEFT = re.compile(
+    r"too many (clients|connections)|remaining connection slots|no more connections allowed"
+)
 _LIBPQ_HINT = re.compile(r"\s*Is the server running [^?]*\?")  # ours says more
 
 
@@ -116,6 +126,12 @@ class Connector:
                 f"{text}. The role needs CREATE on the database, or let its owner run the output "
                 "of `kagzi migrate --print`"
             )
+        if state[:2] == "53" or state == "25006":
+            return StoreUnavailable(
+                f"PostgreSQL at {self.host}, database {self.database!r}, refuses for now: {text}",
+                host=self.host,
+                database=self.database,
+            )
         hint = (
             "Is PostgreSQL running and reachable, and are user, password and database right? "
             "Check the DSN argument or DATABASE_URL"
@@ -131,6 +147,12 @@ class Connector:
         """An error's text on one line, without the password."""
         text = " ".join(str(error).split()) or type(error).__name__
         text = _LIBPQ_HINT.sub("", text)
+        state = getattr(error, "sqlstate", None) or ""
+        if not state and _NO_CONNECTION_LEFT.search(text):
+            state = "53300"  # libpq does not pass on the state of a refused connection
+        words = _OUTAGE_WORDS.get(state)
+        if words is not None:
+            text = f"{words}: {text}"
         password = str(self._parts.get("password") or "")
         if password:
             password = " ".join(password.split())

@@ -22,6 +22,7 @@ from kagzi._core import STEP_COLUMN_OIDS, STEP_COLUMNS, Step, copy_rows, unnest_
 from kagzi.errors import LeaseLost
 from kagzi.store.checkpoints import ContentRefused
 from kagzi.store.connections import Connector, is_outage
+from kagzi.store.history import History
 from kagzi.store.queries import load_queries
 from kagzi.store.rows import Batch, MemoRow, StoredStep
 from kagzi.store.statements import (
@@ -50,11 +51,15 @@ class FencedConnection:
     Args:
         connector: Makes connections.
         worker_id: Whose fence guards every write.
+        history: Of the server that its runs were loaded from.
     """
 
-    def __init__(self, connector: Connector, worker_id: UUID) -> None:
+    def __init__(
+        self, connector: Connector, worker_id: UUID, history: History | None = None
+    ) -> None:
         self._connector = connector
         self._worker_id = worker_id
+        self._history = history
         self._queries = load_queries(connector.schema)
         columns = ", ".join(STEP_COLUMNS)
         schema = connector.quoted_schema
@@ -79,7 +84,7 @@ class FencedConnection:
             The steps that were stored before, with what is stored.
 
         Raises:
-            LeaseLost: The fence is shut.
+            LeaseLost: The fence is shut, or the server was replaced.
             ContentRefused: Postgres refuses something in the batch for good.
         """
         careful = False
@@ -87,9 +92,7 @@ class FencedConnection:
         while True:
             try:
                 if self._connection is None:
-                    self._connection = await self._connector.connect(
-                        application_name=f"kagzi:{self._worker_id}"
-                    )
+                    self._connection = await self._connect()
                 return await self._send(self._connection, batch, careful)
             except psycopg.errors.UniqueViolation:
                 if careful:
@@ -114,6 +117,16 @@ class FencedConnection:
                     )
                 failures += 1
                 await asyncio.sleep(pause_s)
+
+    async def _connect(self) -> psycopg.AsyncConnection[Any]:
+        connection = await self._connector.connect(application_name=f"kagzi:{self._worker_id}")
+        try:
+            if self._history is not None:
+                await self._history.check(connection)
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
 
     async def close(self) -> None:
         connection, self._connection = self._connection, None

@@ -126,11 +126,19 @@ class Store:
             async with self._pool.connection() as connection:
                 yield connection
         except PoolTimeout as error:
-            raise self.connector.unavailable(error) from None
+            raise self.connector.unavailable(await self._why_none(error)) from None
         except psycopg.Error as error:
             if is_outage(error) or error.sqlstate == "42501":
                 raise self.connector.unavailable(error) from error
             raise
+
+    async def _why_none(self, error: PoolTimeout) -> psycopg.Error:
+        """What the server says to a new connection: the pool itself only tells that it waited."""
+        try:
+            await (await self.connector.connect()).close()
+        except psycopg.Error as said:
+            return said
+        return error
 
     async def rows(self, name: str, **parameters: Any) -> list[tuple[Any, ...]]:
         """What the statement of this name gives; once, so its outcome may be unknown."""

@@ -1,5 +1,6 @@
 """A worker's life: claims, heartbeat, incarnation, rescue."""
 
+from kagzi.worker.keeper import Keeper
 from kagzi.worker.worker import Worker
 
-__all__ = ["Worker"]
+__all__ = ["Keeper", "Worker"]

@@ -12,8 +12,11 @@ from uuid import UUID
 
 import psycopg
 
+from kagzi.errors import LeaseLost, ServerReplaced
 from kagzi.store.connections import Connector
+from kagzi.store.history import History
 from kagzi.store.queries import load_queries
+from kagzi.worker.telling import Telling
 
 logger = logging.getLogger("kagzi.worker")
 
@@ -32,6 +35,7 @@ class Heartbeat:
     Args:
         on_beat: Told, in the thread, the store's time and when it was asked and answered.
         on_lost: Told, in the thread, that the lease was ended or cannot be trusted any more.
+        history: Of the server that the worker's runs are loaded from.
     """
 
     def __init__(
@@ -41,7 +45,8 @@ class Heartbeat:
         lease_s: float,
         heartbeat_s: float,
         on_beat: Callable[[datetime, float, float], None],
-        on_lost: Callable[[str], None],
+        on_lost: Callable[[LeaseLost], None],
+        history: History,
     ) -> None:
         self._connector = connector
         self._worker_id = worker_id
@@ -49,11 +54,13 @@ class Heartbeat:
         self._heartbeat_s = heartbeat_s
         self._on_beat = on_beat
         self._on_lost = on_lost
+        self._history = history
         self._query = load_queries(connector.schema)["renew_lease"].encode()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="kagzi-heartbeat", daemon=True)
         self.beats = 0
         self.tries = 0
+        self._telling = Telling(logger, "heartbeat failed: %s")
         self.good_since = time.monotonic()
 
     def start(self) -> None:
@@ -83,6 +90,7 @@ class Heartbeat:
                             ),
                             autocommit=True,
                         )
+                        self._history.check_blocking(connection)
                     asked_at = time.time()
                     row = connection.execute(
                         self._query, {"id": self._worker_id, "lease_s": self._lease_s}
@@ -94,21 +102,26 @@ class Heartbeat:
                         connection = None
                     self.tries += 1
                     failing = True
-                    logger.warning("heartbeat failed: %s", self._connector.explain(error))
+                    self._telling.tell(self._connector.explain(error))
                     if not is_new:
                         wait_s = 0.0  # it may be this connection alone, cut while we were paused
                         continue
                     if time.monotonic() - held_from > self._lease_s:
-                        self._on_lost("the lease could not be renewed in time")
+                        reason = "the lease could not be renewed in time"
+                        self._on_lost(LeaseLost(reason, by_store=True))
                         return
                     wait_s = min(1.0, self._heartbeat_s)
                     continue
+                except ServerReplaced as error:
+                    self._on_lost(error)
+                    return
                 if row is None:
-                    self._on_lost("another worker ended the lease")
+                    self._on_lost(LeaseLost("another worker ended the lease"))
                     return
                 held_from = sent
                 if failing:
                     failing, self.good_since = False, time.monotonic()
+                    self._telling.clear()
                 self.tries += 1
                 self.beats += 1
                 self._on_beat(row[0], asked_at, answered_at)

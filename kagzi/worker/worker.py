@@ -29,12 +29,14 @@ from kagzi.pool.remote import make_context
 from kagzi.registry import registry
 from kagzi.store.checkpoints import CheckpointWriter
 from kagzi.store.fenced import FencedConnection
+from kagzi.store.history import History
 from kagzi.store.listener import done_channel, due_channel
 from kagzi.store.rows import StoredStep
 from kagzi.store.store import ClaimedRun, Store
 from kagzi.worker.heartbeat import Heartbeat
 from kagzi.worker.incarnation import boot_id, host_name, is_gone, process_start
 from kagzi.worker.loop_watch import LoopWatch
+from kagzi.worker.telling import Telling
 from kagzi.worker.ticker import Ticker
 
 logger = logging.getLogger("kagzi.worker")
@@ -95,6 +97,7 @@ class Worker:
         self.clock = StoreClock()
         self.runs: dict[UUID, LiveRun] = {}
         self.lost: BaseException | None = None
+        self.held_when_lost: list[UUID] = []
         self.ended = self.loop.create_future()
         self._run_left = run_left
         self._modules = modules
@@ -110,8 +113,9 @@ class Worker:
         self._tasks: list[asyncio.Task[None]] = []
         self._notifying: asyncio.Task[None] | None = None
         connector = store.connector
-        self._fenced = FencedConnection(connector, self.worker_id)
-        self._fenced_large = FencedConnection(connector, self.worker_id)
+        self.history = History(connector.schema)
+        self._fenced = FencedConnection(connector, self.worker_id, self.history)
+        self._fenced_large = FencedConnection(connector, self.worker_id, self.history)
         self.writer = CheckpointWriter(
             self._fenced.write,
             self._fenced_large.write,
@@ -138,7 +142,8 @@ class Worker:
             self.lease_s,
             self.heartbeat_s,
             self.clock.set,
-            lambda reason: self._call(self._lose, LeaseLost(reason)),
+            lambda error: self._call(self._lose, error),
+            self.history,
         )
 
     # --- life -------------------------------------------------------------------------------
@@ -163,6 +168,8 @@ class Worker:
         try:
             if self.pool is not None:
                 await self.pool.open()
+            async with self.store.connection() as connection:
+                await self.history.check(connection)
             await self._end_earlier_incarnations()
             asked_at = datetime.now().timestamp()
             store_now = await self.store.register_worker(
@@ -228,7 +235,8 @@ class Worker:
         if answers:
             try:
                 async with asyncio.timeout(LAST_WORD_S):
-                    await self.store.rescue(self.worker_id, "closed", forced=True)
+                    reason = "closed" if self.lost is None else f"lost: {self.lost}"
+                    await self.store.rescue(self.worker_id, reason, forced=True)
             except (StoreError, TimeoutError) as error:
                 logger.warning("the lease could not be ended, it will run out: %s", error)
         if not self.ended.done():
@@ -250,6 +258,11 @@ class Worker:
             self._idle.clear()
             await self._idle.wait()
 
+    @property
+    def lost_to_store(self) -> bool:
+        """Whether the store is to blame, not what ran here."""
+        return isinstance(self.lost, LeaseLost) and self.lost.by_store
+
     def wake(self) -> None:
         """A run may be due."""
         self._wake.set()
@@ -267,6 +280,7 @@ class Worker:
         self.lost = error
         self._draining = True
         logger.error("worker %s stops its runs: %s", self.worker_id, error)
+        self.held_when_lost = list(self.runs)
         for run in list(self.runs.values()):
             run.stop()
         self.runs.clear()
@@ -289,15 +303,17 @@ class Worker:
     # --- runs -------------------------------------------------------------------------------
 
     async def _claim_for_ever(self) -> None:
+        waiting = Telling(logger, "claiming waits: %s")
         while not self._draining:
             self._wake.clear()
             most = min(self.concurrency - len(self.runs), CLAIM_MOST)
             claimed = 0
             try:
                 claimed = await self._claim(most)
+                waiting.clear()
             except StoreError as error:
                 self._doubtful_until = self.loop.time() + self.lease_s
-                logger.warning("claiming waits: %s", error)
+                waiting.tell(error)
             except Exception:
                 self._doubtful_until = self.loop.time() + self.lease_s
                 logger.exception("claiming failed, and is tried again")
@@ -362,14 +378,16 @@ class Worker:
         await self.store.notify(due_channel(self.store.connector.schema))
 
     async def _rescue_for_ever(self) -> None:
+        waiting = Telling(logger, "rescue waits: %s")
         while True:
             await asyncio.sleep(min(self.heartbeat_s, self.lease_s / 3))
             try:
                 if time.monotonic() - self._heartbeat.good_since >= self.heartbeat_s:
                     await self._rescue_expired()
                 await self._end_earlier_incarnations()
+                waiting.clear()
             except StoreError as error:
-                logger.warning("rescue waits: %s", error)
+                waiting.tell(error)
             except Exception:
                 logger.exception("a rescue failed, and is tried again")
 
@@ -392,7 +410,7 @@ class Worker:
             await asyncio.sleep(turn_s)
             silent_s = silent_s + turn_s if self._heartbeat.tries == tries else 0.0
             tries = self._heartbeat.tries
-        self._lose(LeaseLost("the store does not answer"))
+        self._lose(LeaseLost("the store does not answer", by_store=True))
 
     async def _end_earlier_incarnations(self) -> None:
         """Workers of this host whose process is gone: their leases need not run out first."""

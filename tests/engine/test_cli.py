@@ -51,7 +51,7 @@ def test_help_names_every_command_and_exit_code() -> None:
     shown = CliRunner().invoke(main, ["--help"]).output
     for word in ("demo", "worker", "run", "runs", "show", "retry", "migrate", "where", "--dsn"):
         assert word in shown
-    for code in (0, 1, 2, 3, 4, 70, 75):
+    for code in (0, 1, 2, 3, 4, 70):
         assert re.search(rf"^ +{code} +\w", shown, re.MULTILINE)
 
 
@@ -77,7 +77,6 @@ def test_version_and_where_name_the_data_folder(
         (errors.RunConflict("other input"), 2),
         (errors.UnknownRun("none"), 4),
         (errors.PoolStartFailed("no process"), 70),
-        (errors.LeaseLost("ended"), 75),
         (errors.RunWasCancelled("cancelled"), 1),
         (kagzi_error_from(describe_exception(errors.StoreUnavailable("gone")), "r"), 1),
     ],

@@ -76,14 +76,23 @@ async def test_second_signal_stops_the_worker_at_once(dsn: str, gate: Gate) -> N
         assert await handle.status() is RunStatus.PENDING
 
 
-async def test_worker_that_lost_its_lease_ends_with_75(dsn: str) -> None:
-    async with worker(dsn, "--heartbeat-s", "0.1", "--lease-s", "30") as process:
+async def test_worker_that_lost_its_lease_begins_anew_and_stops_as_before(
+    dsn: str, gate: Gate
+) -> None:
+    options = ("--heartbeat-s", "0.1", "--lease-s", "30")
+    async with kagzi.connect(dsn) as client, worker(dsn, *options) as process:
         await process.says(SERVING)
         async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
             await conn.execute("UPDATE kagzi.workers SET status = 'ended'")
             await conn.execute("DELETE FROM kagzi.worker_leases")
-        assert await process.ended() == 75
-        assert "kagzi: the lease is lost" in process.errors.splitlines()[-1]
+        await process.says("stops its runs: another worker ended the lease")
+        await process.says("takes the place of")
+        handle = await client.start(gated, str(gate.folder))
+        await gate.begun()
+        await gate.let_go("anew")
+        assert await handle.result(timeout=20) == "anew"
+        process.terminate()
+        assert await process.ended() == 0
 
 
 async def test_interrupted_run_is_given_back_and_goes_on_with_the_same_id(

@@ -1,7 +1,4 @@
-"""A worker as a program of its own: `python -m tests.faults.worker_process DSN OPTIONS`.
-
-It ends with 75 when it has lost its lease.
-"""
+"""A worker as a program of its own: `python -m tests.faults.worker_process DSN OPTIONS`."""
 
 from __future__ import annotations
 
@@ -14,15 +11,14 @@ import kagzi
 from tests.faults import programs
 
 
-async def main(dsn: str, options: str) -> int:
+async def main(dsn: str, options: str) -> None:
     assert programs, "imported for the workflows that it registers"
     logging.basicConfig(level=logging.INFO, stream=sys.stdout)
     async with kagzi.connect(dsn, migrate=False) as client:
-        async with client.worker(**json.loads(options)) as worker:
+        async with client.worker(**json.loads(options)):
             print("claims", flush=True)
-            await worker.ended
-    return 75 if isinstance(worker.lost, kagzi.LeaseLost) else 1
+            await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main(sys.argv[1], sys.argv[2])))
+    asyncio.run(main(sys.argv[1], sys.argv[2]))

@@ -93,7 +93,8 @@ async def test_nothing_that_is_logged_or_shown_holds_the_password(
     dsn = make_conninfo(proxy.dsn, password=HARD)
     shown: list[str] = []
     async with kagzi.connect(dsn) as client:
-        async with client.worker(processes=0, lease_s=5, heartbeat_s=0.1, poll_s=0.05) as worker:
+        async with client.worker(processes=0, lease_s=5, heartbeat_s=0.1, poll_s=0.05) as keeper:
+            worker = keeper.incarnation
             store = worker.store
             fenced = worker._fenced
             await fenced.write(batch_of([settled("a", worker_id=worker.worker_id)]))

@@ -67,3 +67,18 @@ WHERE application_name = %(application_name)s AND pid <> pg_backend_pid();
 
 -- name: terminate_backend
 SELECT pg_catalog.pg_terminate_backend(%(pid)s);
+
+-- name: add_worker_event
+-- Something in a worker's life.
+INSERT INTO {schema}.worker_events (worker_id, event, detail, at)
+VALUES (%(id)s, %(event)s, %(detail)s, {schema}.now_at());
+
+-- name: absolve_runs
+-- Takes back the count of crashes for runs that a worker lost through no fault of theirs.
+-- Index: primary key.
+WITH lost AS MATERIALIZED (
+    SELECT id FROM {schema}.workflow_runs
+    WHERE id = ANY(%(run_ids)s::uuid[]) AND crash_count > 0
+    ORDER BY id FOR UPDATE SKIP LOCKED
+)
+UPDATE {schema}.workflow_runs r SET crash_count = r.crash_count - 1 FROM lost WHERE r.id = lost.id;
