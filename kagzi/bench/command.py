@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from kagzi.bench import check
 from kagzi.bench.catalogue import Suite
 from kagzi.bench.measure import Figure, cores, surroundings
+from kagzi.bench.page import page_of
 from kagzi.bench.report import (
     as_json,
     cost_table_of,
@@ -48,6 +49,12 @@ from kagzi.store.connections import redact
     help="Write all figures to this file.",
 )
 @click.option(
+    "--html",
+    "html_file",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    help="Write a page with charts to this file; it needs nothing else.",
+)
+@click.option(
     "--check",
     "check_file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -69,6 +76,7 @@ def main(
     names: tuple[str, ...],
     quick: bool,
     json_file: Path | None,
+    html_file: Path | None,
     check_file: Path | None,
     counts_file: Path | None,
     only_list: bool,
@@ -84,7 +92,11 @@ def main(
             console.print(f"{suite.name:<24}{suite.title}", highlight=False)
         return
     chosen = select(names)
-    for file, option in ((json_file, "--json"), (counts_file, "--write-counts")):
+    for file, option in (
+        (json_file, "--json"),
+        (html_file, "--html"),
+        (counts_file, "--write-counts"),
+    ):
         if file is not None and not os.access(file.absolute().parent, os.W_OK):
             raise click.BadParameter(f"no file can be made at {str(file)!r}", param_hint=option)
     committed = _committed(check_file)
@@ -114,6 +126,8 @@ def main(
     print_verdict(console, results)
     if json_file is not None:
         json_file.write_bytes(as_json(around, results, quick))
+    if html_file is not None:
+        html_file.write_text(page_of(around, results, quick))
     if counts_file is not None:
         counts_file.write_bytes(check.written(check.counts_of(results["counts"])))
     more = []

@@ -12,18 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from kagzi.bench.charts import number
 from kagzi.bench.measure import Figure, Limit
 from kagzi.bench.suites import SUITES
 
 Results = Mapping[str, list[Figure]]
-
-
-def number(value: float) -> str:
-    """Three digits that count, without an exponent."""
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
-    return f"{value:.{digits}f}"
 
 
 def table_of(name: str, figures: list[Figure]) -> Table:
