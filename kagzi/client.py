@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 from uuid import UUID
+
+import psycopg
 
 from kagzi.codec import codec_for
 from kagzi.codec.failures import kagzi_error_from
 from kagzi.definition import Workflow
 from kagzi.errors import InvalidInput, RunFailed, RunWasCancelled, UnknownWorkflow
-from kagzi.ids import uuid7
 from kagzi.model import (
+    DEFAULT_QUEUE,
     CatchUp,
     Overlap,
+    QueueSummary,
     RunDetails,
     RunStatus,
     RunSummary,
@@ -25,18 +29,28 @@ from kagzi.model import (
     VersionRecord,
     check_count,
     check_duration_s,
-    check_name,
 )
 from kagzi.pool.child import refuse_import
 from kagzi.registry import registry
 from kagzi.retrying import retry_run
 from kagzi.scheduling import define_schedule, read_schedule, read_schedules, record_schedule
+from kagzi.starting import (
+    UNCHANGED,
+    Unchanged,
+    check_limits,
+    check_priority,
+    check_queue,
+    new_run,
+    prepare_many,
+)
 from kagzi.store.connections import Connector
 from kagzi.store.embedded import EmbeddedServer, attach
-from kagzi.store.listener import Listener, done_channel, due_channel
+from kagzi.store.listener import Listener, done_channel, due_channel, queues_channel
 from kagzi.store.migrate import migrate, verify
+from kagzi.store.queues import list_queues, set_queue
 from kagzi.store.schedules import delete_schedule, pause_schedule, resume_schedule
-from kagzi.store.store import Store
+from kagzi.store.starts import Guests, Starts, insert_runs, insert_runs_within
+from kagzi.store.store import StartedRun, Store
 from kagzi.versions import (
     default_workflow,
     list_versions,
@@ -125,6 +139,7 @@ class Client:
         self._server: EmbeddedServer | None = None
         self._store: Store = None  # type: ignore[assignment]
         self._listener: Listener = None  # type: ignore[assignment]
+        self._guests: Guests = None  # type: ignore[assignment]
         self._workers: list[Keeper] = []
         self._waiters: dict[UUID, set[asyncio.Event]] = {}
         self._notifying: asyncio.Task[None] | None = None
@@ -146,9 +161,9 @@ class Client:
             if self._server is not None:
                 await asyncio.to_thread(self._server.close)
             raise
-        self._listener = Listener(
-            connector, (due_channel(self._schema), done_channel(self._schema)), self._heard
-        )
+        self._guests = Guests(self._store)
+        channels = (make(self._schema) for make in (due_channel, done_channel, queues_channel))
+        self._listener = Listener(connector, channels, self._heard)
         return self
 
     async def __aexit__(
@@ -179,6 +194,9 @@ class Client:
         id: str | None = None,  # noqa: A002 - the public option has this name
         priority: int = 0,
         version: str | None = None,
+        queue: str = DEFAULT_QUEUE,
+        key: str | None = None,
+        connection: psycopg.AsyncConnection[Any] | None = None,
         **kwargs: Any,
     ) -> RunHandle[T]:
         """Start a run, or find the one with this id. Durable on return.
@@ -186,7 +204,11 @@ class Client:
         Args:
             workflow: A registered workflow, or its name.
             id: An idempotency key, unique per workflow. Default: a new one.
-            priority: Higher is claimed first.
+            priority: Higher is claimed first, among the runs of one queue.
+            queue: Where the run waits: see `set_queue`.
+            key: What the queue's limit per key counts by, such as a customer.
+            connection: Start within the transaction that is open on it: the run exists when, and
+                only if, that is committed. Wait for its result after that.
             version: Of the workflow. Default: the one that `set_default_version` chose; if none
                 was chosen, that of the workflow given, and for a name the one registered last.
 
@@ -196,23 +218,95 @@ class Client:
             CodecError, InvalidInput: Arguments that cannot be stored, or do not fit.
         """
         found, pinned = named_workflow(workflow, version), version is not None
-        if type(priority) is not int or abs(priority) > 2**31 - 1:
-            raise InvalidInput(f"priority must be a 32-bit int, got {priority!r}")
-        run_id = uuid7()
-        external_id = str(run_id) if id is None else check_name("run id", id, in_path=False)
+        check_priority(priority)
+        check_queue(queue)
+        run = new_run(found.arguments.encode(args, kwargs), id, key)
         started = None
+        if connection is not None:
+            if not pinned:
+                found = await default_workflow(self._store, found)
+                run.payload = found.arguments.encode(args, kwargs)
+            starts = Starts(found.name, found.version, priority, queue, [run])
+            return self._handles(found, await self._insert_within(connection, starts))[0]
         while started is None:
-            payload = found.arguments.encode(args, kwargs)
             started = await self._store.insert_run(
-                run_id, external_id, found.name, found.version, priority, payload, pinned
+                run.run_id,
+                run.external_id,
+                found.name,
+                found.version,
+                priority,
+                run.payload,
+                pinned,
+                queue,
+                run.queue_key,
             )
             if started is None:  # another version is the default
                 found, pinned = await default_workflow(self._store, found), True
+                run.payload = found.arguments.encode(args, kwargs)
         if started.is_new:
             self._announce()
-        return RunHandle(
-            self, started.run_id, external_id, found.name, started.version, started.is_new
-        )
+        return self._handles(found, [started])[0]
+
+    async def start_many(
+        self,
+        workflow: Workflow[..., T] | str,
+        /,
+        inputs: Iterable[tuple[Any, ...]],
+        *,
+        ids: Sequence[str] | None = None,
+        priority: int = 0,
+        version: str | None = None,
+        queue: str = DEFAULT_QUEUE,
+        keys: Sequence[str | None] | str | None = None,
+        connection: psycopg.AsyncConnection[Any] | None = None,
+    ) -> list[RunHandle[T]]:
+        """Start many runs of a workflow in one write: all of them, or none. Durable on return.
+
+        Args:
+            inputs: The positional arguments of each run, as a tuple.
+            ids: One for each input; a known id, or one given twice, is the same run.
+            keys: One for each input, or one for all.
+
+        See `start` for the others.
+
+        Returns:
+            Handles in the order of the inputs.
+
+        Raises:
+            RunConflict: An id belongs to a run with another input; the first such is named.
+            CodecError, InvalidInput: The place of the input that is wrong is named.
+        """
+        found = named_workflow(workflow, version)
+        if version is None:
+            found = await default_workflow(self._store, found)
+        starts, places = prepare_many(found, inputs, ids, keys, queue=queue, priority=priority)
+        if connection is not None:
+            started = await self._insert_within(connection, starts)
+        else:
+            started = await insert_runs(self._store, starts) if starts.runs else []
+            if any(run.is_new for run in started):
+                self._announce()
+        return self._handles(found, started, places)
+
+    async def _insert_within(
+        self, connection: psycopg.AsyncConnection[Any], starts: Starts
+    ) -> list[StartedRun]:
+        guest = await self._guests.admit(connection)
+        return await insert_runs_within(guest, self._store, starts) if starts.runs else []
+
+    def _handles(
+        self, workflow: Workflow[..., T], started: list[StartedRun], places: list[int] | None = None
+    ) -> list[RunHandle[T]]:
+        """For each place the run that stands there: new at its first, known at the others."""
+        seen: set[int] = set()
+        handles = []
+        for place in range(len(started)) if places is None else places:
+            run, is_new = started[place], started[place].is_new and place not in seen
+            seen.add(place)
+            handles.append(
+                RunHandle[T](self, run.run_id, run.external_id, workflow.name, run.version, is_new)
+            )
+        return handles
 
     async def get(self, run: UUID | str) -> RunHandle[Any]:
         """The handle of a run by its id. Raises `UnknownRun`."""
@@ -362,6 +456,37 @@ class Client:
         await resume_schedule(self._store, id)
         return await read_schedule(self._store, id)
 
+    # --- queues -----------------------------------------------------------------------------
+
+    async def set_queue(
+        self,
+        name: str,
+        *,
+        concurrency: int | Unchanged | None = UNCHANGED,
+        concurrency_per_key: int | Unchanged | None = UNCHANGED,
+        rate: tuple[int, float | timedelta] | Unchanged | None = UNCHANGED,
+        paused: bool | Unchanged = UNCHANGED,
+    ) -> QueueSummary:
+        """Set limits of a queue over all workers. What is not given stays; None takes a limit away.
+
+        Claims that begin after the return know them. Runs that are held already go on, and count.
+
+        Args:
+            concurrency: Most runs that are held at once. A run that sleeps is not held.
+            concurrency_per_key: The same, of runs that were started with one `key`.
+            rate: (n, seconds): at most n runs are started in any time of that length. Only the
+                first start of a run counts.
+            paused: No run of it begins or goes on; those that are held end first.
+        """
+        changes = check_limits(concurrency, concurrency_per_key, rate, paused)
+        summary = await set_queue(self._store, check_queue(name), changes)
+        await self._store.notify(queues_channel(self._schema))
+        return summary
+
+    async def queues(self) -> list[QueueSummary]:
+        """Queues with limits, or with runs that are not finished."""
+        return await list_queues(self._store)
+
     # --- workers ----------------------------------------------------------------------------
 
     @asynccontextmanager
@@ -374,6 +499,7 @@ class Client:
         heartbeat_s: float = 10.0,
         poll_s: float = 1.0,
         max_crashes: int = 5,
+        queues: Sequence[str] | None = None,
         modules: tuple[str, ...] = (),
         drain_s: float = 0.0,
     ) -> AsyncIterator[Keeper]:
@@ -387,6 +513,7 @@ class Client:
             max_crashes: A run that so many workers in a row did not survive is ended as failed,
                 with `RunCrashed`. From the second time on a worker holds one such run at a time,
                 so that others do not suffer.
+            queues: Serve only these, as `("emails", "default")`. Default: all.
             drain_s: On leaving, wait so long for the runs that are held; then they are given back.
 
         See `Worker` for the others.
@@ -401,6 +528,7 @@ class Client:
                 heartbeat_s=heartbeat_s,
                 poll_s=poll_s,
                 max_crashes=max_crashes,
+                queues=queues,
                 modules=modules,
                 run_left=self._run_left,
             )
@@ -438,6 +566,9 @@ class Client:
         if channel == due_channel(self._schema):
             for worker in self._workers:
                 worker.wake()
+        elif channel == queues_channel(self._schema):
+            for worker in self._workers:
+                worker.look_at_queues()
         else:
             for events in self._waiters.values():
                 for event in events:

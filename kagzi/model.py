@@ -16,6 +16,7 @@ T = TypeVar("T")
 MAX_NAME_BYTES = 250
 MAX_STEP_ID_BYTES = 1000
 MAX_NESTING = 16
+DEFAULT_QUEUE = "default"
 SEPARATOR = "/"
 NUMBER_SIGN = "#"
 
@@ -215,6 +216,30 @@ class AttemptRecord:
     error: StepFailed
     process_id: int
     retry_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSummary:
+    """A queue with its limits, over all workers, and its runs.
+
+    Attributes:
+        concurrency: Most runs that workers hold at once; None: no limit.
+        concurrency_per_key: The same, of runs that share a key.
+        rate: (n, seconds): at most n runs start in any time of that length.
+        paused: No run of it is claimed.
+        waiting: Runs that are due, and that no worker holds.
+        sleeping: Runs whose time has not come.
+        running: Runs that a worker holds.
+    """
+
+    name: str
+    concurrency: int | None
+    concurrency_per_key: int | None
+    rate: tuple[int, float] | None
+    paused: bool
+    waiting: int
+    sleeping: int
+    running: int
 
 
 @dataclass(frozen=True, slots=True)

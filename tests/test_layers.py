@@ -29,6 +29,7 @@ ROWS = [
         "engine.attempts",
         "pool.remote",
         "retrying",
+        "starting",
         "versions",
         "scheduling",
     },

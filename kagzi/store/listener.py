@@ -72,3 +72,8 @@ def due_channel(schema: str) -> str:
 def done_channel(schema: str) -> str:
     """Where it is said that a run has ended."""
     return f"{schema}_done"
+
+
+def queues_channel(schema: str) -> str:
+    """Where it is said that the limits of a queue have changed."""
+    return f"{schema}_queues"

@@ -5,7 +5,7 @@ What a worker writes of its runs goes through `checkpoints.py` and `fenced.py` i
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,7 +18,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from kagzi.codec.failures import read_failure
 from kagzi.errors import RunConflict, StoreUnavailable, UnknownRun
-from kagzi.model import AttemptRecord, GroupRecord, RunStatus, RunSummary, StepRecord
+from kagzi.model import DEFAULT_QUEUE, AttemptRecord, GroupRecord, RunStatus, RunSummary, StepRecord
 from kagzi.store.connections import Connector, is_outage
 from kagzi.store.queries import load_queries
 from kagzi.store.rows import StoredStep
@@ -71,6 +71,18 @@ class ClaimedRun:
     def is_suspect(self) -> bool:
         """Whether two workers in a row, or more, ended abruptly while they held it."""
         return self.crash_count > 2
+
+
+class Claims(list[ClaimedRun]):
+    """Runs claimed at once.
+
+    Attributes:
+        moved: Runs that went to the line of their queue instead.
+        again_s: After so many seconds it is worth looking again, though nobody calls.
+    """
+
+    moved: int = 0
+    again_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -169,6 +181,8 @@ class Store:
         priority: int,
         payload: bytes,
         pinned: bool = True,
+        queue: str = DEFAULT_QUEUE,
+        queue_key: str = "",
     ) -> StartedRun | None:
         """Add a pending run, or find the one that has its id. Committed on return.
 
@@ -190,6 +204,8 @@ class Store:
             priority=priority,
             input=payload,
             pinned=pinned,
+            queue=queue,
+            queue_key=queue_key,
         )
         if added:
             return StartedRun(run_id, external_id, workflow, version, True)
@@ -197,7 +213,9 @@ class Store:
         if not rows and not pinned:
             return None
         if not rows:  # deleted between the two statements
-            return await self.insert_run(run_id, external_id, workflow, version, priority, payload)
+            return await self.insert_run(
+                run_id, external_id, workflow, version, priority, payload, pinned, queue, queue_key
+            )
         known_id, _, _, known_version, known_input = rows[0]
         if known_id == run_id:  # the answer to our own insert was lost
             return StartedRun(run_id, external_id, workflow, version, True)
@@ -274,16 +292,24 @@ class Store:
     # --- claims -----------------------------------------------------------------------------
 
     async def claim_runs(
-        self, worker_id: UUID, names: Sequence[tuple[str, str]], most: int, suspects: int = 1
-    ) -> list[ClaimedRun]:
+        self,
+        worker_id: UUID,
+        names: Sequence[tuple[str, str]],
+        most: int,
+        suspects: int = 1,
+        served: Sequence[str] | None = None,
+    ) -> Claims:
         """Give up to `most` due runs to a worker, highest priority first, then earliest due.
+
+        Only runs of the common line: see `queues.claim_apart` for the others. Runs that do not
+        belong there, or not to the queues `served`, are moved to the line of their queue.
 
         Committed on return. Runs locked by another worker, and runs of workflows or versions not
         in `names`, are skipped. A run that has been driven before comes with its checkpoints.
         `suspects` (0 or 1) is how many may be runs that already two workers in a row did not
         survive.
 
-        Source: sql/claims.sql, claim_runs; sql/checkpoints.sql, load_steps and its siblings.
+        Source: sql/claims.sql, claim_runs.
         """
         rows = await self.rows(
             "claim_runs",
@@ -292,8 +318,19 @@ class Store:
             versions=[version for _, version in names],
             most=most,
             suspects=suspects,
+            served=None if served is None else list(served),
+            takes_default=served is None or DEFAULT_QUEUE in served,
         )
-        claimed = {row[0]: ClaimedRun(*row) for row in rows}
+        claims = await self.load_recorded(ClaimedRun(*row[:-1]) for row in rows if not row[-1])
+        claims.moved = len(rows) - len(claims)
+        return claims
+
+    async def load_recorded(self, runs: Iterable[ClaimedRun]) -> Claims:
+        """The runs just claimed, with what is recorded of those that were driven before.
+
+        Source: sql/checkpoints.sql, load_steps and its siblings.
+        """
+        claimed = {run.run_id: run for run in runs}
         known = [run_id for run_id, run in claimed.items() if run.epoch > 1]
         if known:
             for run_id, step_id, *stored in await self.ask("load_steps", run_ids=known):
@@ -302,7 +339,7 @@ class Store:
                 claimed[run_id].groups[path] = StoredGroup(*group)
             for run_id, step_id, *attempts in await self.ask("load_attempts", run_ids=known):
                 claimed[run_id].attempts[step_id] = StoredAttempts(*attempts)
-        return sorted(claimed.values(), key=lambda run: (-run.priority, run.created_at))
+        return Claims(sorted(claimed.values(), key=lambda run: (-run.priority, run.created_at)))
 
     async def free_strays(self, worker_id: UUID, driven: Sequence[UUID]) -> int:
         """Free what a worker holds and does not drive: claims whose answer never reached it.

@@ -70,6 +70,10 @@ class Keeper:
         """A run may be due."""
         self.incarnation.wake()
 
+    def look_at_queues(self) -> None:
+        """Limits of a queue may have changed."""
+        self.incarnation.look_at_queues()
+
     async def open(self) -> None:
         """Start the first incarnation. Raises as `Worker.open`."""
         await self.incarnation.open()

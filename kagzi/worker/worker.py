@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -35,6 +35,7 @@ from kagzi.store.rows import StoredStep
 from kagzi.store.store import ClaimedRun, Store
 from kagzi.worker.heartbeat import Heartbeat
 from kagzi.worker.incarnation import boot_id, host_name, is_gone, process_start
+from kagzi.worker.lines import Lines, check_queues
 from kagzi.worker.loop_watch import LoopWatch
 from kagzi.worker.telling import Telling
 from kagzi.worker.ticker import Ticker
@@ -57,6 +58,7 @@ class Worker:
         heartbeat_s: Between renewals of the lease.
         poll_s: Between looks for due runs when nothing is heard.
         max_crashes: A run that so many workers in a row did not survive is ended as failed.
+        queues: Whose runs it drives; None: of all queues.
         modules: Imported by each pool process at its start.
         run_left: Told of each run that this worker let go of.
     """
@@ -71,6 +73,7 @@ class Worker:
         heartbeat_s: float = 10.0,
         poll_s: float = 1.0,
         max_crashes: int = 5,
+        queues: Sequence[str] | None = None,
         modules: tuple[str, ...] = (),
         run_left: Callable[[UUID, RunStatus], None] | None = None,
     ) -> None:
@@ -99,6 +102,7 @@ class Worker:
         self.lost: BaseException | None = None
         self.held_when_lost: list[UUID] = []
         self.ended = self.loop.create_future()
+        self._lines = Lines(store, self.worker_id, check_queues(queues), self.poll_s)
         self._run_left = run_left
         self._modules = modules
         self._gates: dict[tuple[str, int], Gate] = {}
@@ -106,6 +110,7 @@ class Worker:
         self._memo_task: asyncio.Task[None] | None = None
         self._draining = False
         self._doubtful_until = 0.0  # a claim may have been made unnoticed
+        self._again_s: float | None = None  # a queue's limit may let runs go on then
         self._suspect: UUID | None = None
         self._probation_until = 0.0
         self._wake = asyncio.Event()
@@ -171,6 +176,7 @@ class Worker:
             async with self.store.connection() as connection:
                 await self.history.check(connection)
             await self._end_earlier_incarnations()
+            await self._lines.open()
             asked_at = datetime.now().timestamp()
             store_now = await self.store.register_worker(
                 self.worker_id,
@@ -267,6 +273,11 @@ class Worker:
         """A run may be due."""
         self._wake.set()
 
+    def look_at_queues(self) -> None:
+        """Limits of a queue may have changed."""
+        self._lines.forget()
+        self._wake.set()
+
     def _call(self, function: Callable[..., None], *args: Any) -> None:
         try:
             self.loop.call_soon_threadsafe(function, *args)
@@ -307,7 +318,7 @@ class Worker:
         while not self._draining:
             self._wake.clear()
             most = min(self.concurrency - len(self.runs), CLAIM_MOST)
-            claimed = 0
+            claimed, self._again_s = 0, None
             try:
                 claimed = await self._claim(most)
                 waiting.clear()
@@ -317,10 +328,10 @@ class Worker:
             except Exception:
                 self._doubtful_until = self.loop.time() + self.lease_s
                 logger.exception("claiming failed, and is tried again")
-            if 0 < most == claimed:
+            if 0 < most == claimed or self._again_s == 0:
                 continue
             try:
-                async with asyncio.timeout(self.poll_s):
+                async with asyncio.timeout(min(self.poll_s, self._again_s or self.poll_s)):
                     await self._wake.wait()
             except TimeoutError:
                 pass
@@ -334,14 +345,13 @@ class Worker:
                 logger.warning("%d runs were claimed unnoticed, and are free again", freed)
         if most <= 0:
             return 0
-        claimed = await self.store.claim_runs(
-            self.worker_id, registry.names(), most, int(self._takes_suspects())
-        )
+        claimed = await self._lines.claim(registry.names(), most, int(self._takes_suspects()))
         for run in claimed:
             if run.is_suspect:
                 self._suspect = run.run_id
                 self._probation_until = self.loop.time() + PROBATION_S
             self._drive(run)
+        self._again_s = claimed.again_s
         return len(claimed)
 
     def _takes_suspects(self) -> bool:

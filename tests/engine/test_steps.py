@@ -177,6 +177,7 @@ async def test_a_result_is_visible_only_when_it_is_committed(
 ) -> None:
     """While somebody holds the worker's fence, nothing of it commits, so nothing is seen."""
     handle = await engine.start(looks_at_once, witness.folder, what)
+    await until(lambda: handle.run_id in engine.worker.runs)
     async with await psycopg.AsyncConnection.connect(engine.dsn) as holder:
         lock = "SELECT FROM kagzi.workers WHERE id = %s FOR UPDATE"
         await holder.execute(lock, [engine.worker.worker_id])

@@ -100,6 +100,7 @@ async def test_start_waits_for_a_start_of_the_same_id_that_is_not_committed(
                 {
                     **{"id": known_id, "external_id": name, "workflow": "w", "version": "1"},
                     **{"priority": 0, "input": b"[1]", "pinned": True},
+                    **{"queue": "default", "queue_key": ""},
                 },
             )
             start = asyncio.ensure_future(store.insert_run(uuid7(), name, "w", "1", 0, b"[1]"))
@@ -281,6 +282,8 @@ async def test_claim_is_served_by_its_index(store: Store, dsn: str) -> None:
                 "versions": ["1"],
                 "most": 50,
                 "suspects": 1,
+                "served": None,
+                "takes_default": True,
             },
         )
         plan = "\n".join(row[0] for row in await cursor.fetchall())

@@ -6,9 +6,11 @@
 -- Adds a run unless its id is taken, or, where the version is not `pinned`, another is the default.
 -- Indexes: workflow_runs (workflow, external_id), workflow_versions_default.
 INSERT INTO {schema}.workflow_runs (id, external_id, workflow, version, priority, input,
-    wake_at, created_at)
+    wake_at, created_at, queue, queue_key, apart)
 SELECT %(id)s::uuid, %(external_id)s::text, %(workflow)s::text, %(version)s::text,
-    %(priority)s::int, %(input)s::bytea, {schema}.now_at(), {schema}.now_at()
+    %(priority)s::int, %(input)s::bytea, {schema}.now_at(), {schema}.now_at(),
+    %(queue)s::text, %(queue_key)s::text,
+    EXISTS (SELECT FROM {schema}.queues WHERE name = %(queue)s::text AND apart)
 WHERE %(pinned)s::bool OR NOT EXISTS (
     SELECT 1 FROM {schema}.workflow_versions
     WHERE workflow = %(workflow)s::text AND is_default AND version <> %(version)s::text)
