@@ -18,6 +18,7 @@ import uvloop
 
 import kagzi
 from kagzi.command.plain import details_data, summary_data
+from kagzi.command.retention import delete
 from kagzi.command.schedules import schedule, schedules, unschedule
 from kagzi.command.serve import drive, serve
 from kagzi.command.targets import load_app, load_workflow, read_arguments, read_input
@@ -62,7 +63,7 @@ def main() -> None:
 
 # --- commands -------------------------------------------------------------------------------
 
-for command in (versions, schedule, schedules, unschedule):
+for command in (versions, schedule, schedules, unschedule, delete):
     main.add_command(command)
 
 
@@ -85,6 +86,12 @@ for command in (versions, schedule, schedules, unschedule):
     help="End a run as failed that so many workers in a row did not survive.",
 )
 @click.option(
+    "--retain-days",
+    type=float,
+    metavar="DAYS",
+    help="Delete runs that ended so long ago. Default: keep them for ever.",
+)
+@click.option(
     "--drain-s",
     type=float,
     default=20.0,
@@ -94,7 +101,13 @@ for command in (versions, schedule, schedules, unschedule):
 @click.option("-q", "--quiet", is_flag=True, help="Log warnings only.")
 @click.pass_obj
 def worker(
-    settings: Settings, /, modules: tuple[str, ...], drain_s: float, quiet: bool, **options: Any
+    settings: Settings,
+    /,
+    modules: tuple[str, ...],
+    retain_days: float | None,
+    drain_s: float,
+    quiet: bool,
+    **options: Any,
 ) -> None:
     """Drive the runs of these modules' workflows until stopped.
 
@@ -109,12 +122,13 @@ def worker(
     )
     if not 0 <= drain_s < math.inf:
         raise InvalidInput(f"--drain-s must be seconds from 0 upwards, got {drain_s!r}")
+    retain_s = None if retain_days is None else retain_days * 86_400
     names = tuple(load_app(target) for target in modules)
 
     async def work() -> None:
         async with open_client(settings, may_migrate=True) as client:
             logging.getLogger("kagzi.worker").info("runs are in %s", place_of(settings))
-            await serve(client, drain_s, modules=names, **options)
+            await serve(client, drain_s, modules=names, retain_s=retain_s, **options)
 
     uvloop.run(work())
 

@@ -48,6 +48,7 @@ from kagzi.store.embedded import EmbeddedServer, attach
 from kagzi.store.listener import Listener, done_channel, due_channel, queues_channel
 from kagzi.store.migrate import migrate, verify
 from kagzi.store.queues import list_queues, set_queue
+from kagzi.store.retention import delete_run
 from kagzi.store.schedules import delete_schedule, pause_schedule, resume_schedule
 from kagzi.store.starts import Guests, Starts, insert_runs, insert_runs_within
 from kagzi.store.store import StartedRun, Store
@@ -354,6 +355,16 @@ class Client:
         self._announce()
         return handle
 
+    async def delete(self, run: UUID | str | RunHandle[Any]) -> None:
+        """Delete a finished run with all that belongs to it. Its id is free again.
+
+        Raises:
+            InvalidInput: The run is not finished.
+            UnknownRun: No such run.
+        """
+        handle = run if isinstance(run, RunHandle) else await self.get(run)
+        await delete_run(self._store, handle.run_id, handle.id)
+
     # --- versions ---------------------------------------------------------------------------
 
     async def versions(
@@ -500,6 +511,7 @@ class Client:
         poll_s: float = 1.0,
         max_crashes: int = 5,
         queues: Sequence[str] | None = None,
+        retain_s: float | timedelta | None = None,
         modules: tuple[str, ...] = (),
         drain_s: float = 0.0,
     ) -> AsyncIterator[Keeper]:
@@ -514,6 +526,8 @@ class Client:
                 with `RunCrashed`. From the second time on a worker holds one such run at a time,
                 so that others do not suffer.
             queues: Serve only these, as `("emails", "default")`. Default: all.
+            retain_s: Delete runs that ended so long ago, of all workflows, with all that belongs
+                to them. Their ids are free again. Default: keep them for ever.
             drain_s: On leaving, wait so long for the runs that are held; then they are given back.
 
         See `Worker` for the others.
@@ -529,6 +543,7 @@ class Client:
                 poll_s=poll_s,
                 max_crashes=max_crashes,
                 queues=queues,
+                retain_s=retain_s,
                 modules=modules,
                 run_left=self._run_left,
             )

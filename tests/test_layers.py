@@ -13,7 +13,7 @@ PACKAGE = Path(kagzi.__file__).parent
 ROWS = [
     {"__main__"},
     {"cli"},
-    {"command.versions", "command.schedules"},
+    {"command.versions", "command.schedules", "command.retention"},
     {"demo", "bench", "command.terminal"},
     {"command.show", "command.serve", "command.targets"},
     {"command.timeline", "command.plain"},

@@ -91,6 +91,7 @@ CALLABLES: dict[Callable[..., Any], list[str]] = {
     kagzi.Client.retry: ["run", "steps"],
     kagzi.Client.versions: ["workflow"],
     kagzi.Client.set_default_version: ["workflow", "version"],
+    kagzi.Client.delete: ["run"],
     kagzi.Client.schedule: [
         *("workflow", "cron", "args", "id", "timezone", "catch_up", "overlap", "priority")
     ],

@@ -23,6 +23,7 @@ from kagzi.store.schedules import (
     start_ticks,
 )
 from kagzi.store.store import Store
+from kagzi.worker.telling import Telling
 
 logger = logging.getLogger("kagzi.worker")
 
@@ -55,12 +56,14 @@ class Ticker:
         self._turns = 0
 
     async def tick_for_ever(self) -> None:
+        waiting = Telling(logger, "schedules wait: %s")
         while True:
             wait_s = self._poll_s
             try:
                 wait_s = await self.turn()
+                waiting.clear()
             except StoreError as error:
-                logger.warning("schedules wait: %s", error)
+                waiting.tell(error)
             except Exception:
                 logger.exception("a look at the schedules failed, and is repeated")
             await asyncio.sleep(wait_s)

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -35,6 +35,7 @@ from kagzi.store.rows import StoredStep
 from kagzi.store.store import ClaimedRun, Store
 from kagzi.worker.heartbeat import Heartbeat
 from kagzi.worker.incarnation import boot_id, host_name, is_gone, process_start
+from kagzi.worker.janitor import Janitor, check_retention
 from kagzi.worker.lines import Lines, check_queues
 from kagzi.worker.loop_watch import LoopWatch
 from kagzi.worker.telling import Telling
@@ -43,6 +44,7 @@ from kagzi.worker.ticker import Ticker
 logger = logging.getLogger("kagzi.worker")
 
 CLAIM_MOST = 100
+LOOKS = 20  # for due runs, between looks for expired ones
 LAST_WORD_S = 5.0
 PROBATION_S = 30.0
 
@@ -59,6 +61,7 @@ class Worker:
         poll_s: Between looks for due runs when nothing is heard.
         max_crashes: A run that so many workers in a row did not survive is ended as failed.
         queues: Whose runs it drives; None: of all queues.
+        retain_s: Deletes runs that ended so long ago; None: keeps them for ever.
         modules: Imported by each pool process at its start.
         run_left: Told of each run that this worker let go of.
     """
@@ -74,6 +77,7 @@ class Worker:
         poll_s: float = 1.0,
         max_crashes: int = 5,
         queues: Sequence[str] | None = None,
+        retain_s: float | timedelta | None = None,
         modules: tuple[str, ...] = (),
         run_left: Callable[[UUID, RunStatus], None] | None = None,
     ) -> None:
@@ -141,6 +145,7 @@ class Worker:
         self.pool: Pool | None = None
         self._watch = LoopWatch(self.loop)
         self._ticker = Ticker(store, self.poll_s, self._announce)
+        self._janitor = Janitor(store, check_retention(retain_s), LOOKS * self.poll_s)
         self._heartbeat = Heartbeat(
             connector,
             self.worker_id,
@@ -199,6 +204,7 @@ class Worker:
             self.loop.create_task(self._claim_for_ever()),
             self.loop.create_task(self._rescue_for_ever()),
             self.loop.create_task(self._ticker.tick_for_ever()),
+            self.loop.create_task(self._janitor.clean_for_ever()),
             self.loop.create_task(self._watch_heartbeat()),
         ]
         logger.info("worker %s started with %d pool processes", self.worker_id, self.processes)

@@ -74,10 +74,11 @@ async def client_at(dsn: str, at: str) -> AsyncIterator[kagzi.Client]:
         yield client
 
 
+async def nothing() -> None: ...
+
+
 async def look(client: kagzi.Client) -> None:
     """What a worker does about schedules, until nothing is due."""
-
-    async def nothing() -> None: ...
 
     ticker = Ticker(client._store, 1.0, nothing)
     while not await ticker.turn():
@@ -223,10 +224,13 @@ async def test_a_schedule_that_this_host_cannot_read_does_not_hold_up_the_others
             await client.schedule(ticked, "* * * * *", id=name)
         await rows(dsn, "UPDATE kagzi.schedules SET timezone = 'Mars/Base' WHERE id = 'a'")
         await move_clock(dsn, moment("2026-03-01T00:01:10"))
-        await look(client)
+        ticker = Ticker(client._store, 1.0, nothing)
+        for _ in range(3):
+            assert await ticker.turn() > 0
         assert await ticks_of(dsn, "b") == ["03-01 00:01"]
         assert await ticks_of(dsn, "a") == []
-        assert "'Mars/Base'" in warnings_of_kagzi()[0]
+        (warning,) = warnings_of_kagzi()
+        assert "'Mars/Base'" in warning
 
 
 # --- missed ticks ---------------------------------------------------------------------------

@@ -56,6 +56,14 @@ def test_a_tick_that_the_clock_shows_twice_comes_once_at_the_first() -> None:
     assert on_day("45 1 * * *", "Australia/Lord_Howe", "2026-04-05") == ["04-04 14:45"]
 
 
+def test_a_tick_that_was_shown_is_not_shown_again_within_the_repeated_hour() -> None:
+    cron = Cron("30 2 * * *", "Europe/Berlin")
+    for minute in (0, 10, 29, 30, 31, 59):  # from 02:00 there, for the second time
+        found = cron.next_after(moment(f"2026-10-25T01:{minute:02}:00"))
+        assert found == moment("2026-10-26T01:30:00")
+    assert cron.next_after(moment("2026-10-25T00:30:00")) == moment("2026-10-26T01:30:00")
+
+
 def test_several_ticks_within_a_skipped_hour_are_one() -> None:
     assert on_day("0,20,40 2 * * *", "Europe/Berlin", "2026-03-29") == ["03-29 01:00"]
     assert on_day("0 2,3 * * *", "Europe/Berlin", "2026-03-29") == ["03-29 01:00"]
@@ -103,6 +111,8 @@ def test_a_moment_between_seconds_is_none_and_a_tick_does_not_follow_itself() ->
     assert cron.next_after(at - SECOND / 2) == at
 
 
+M = timedelta(minutes=1)
+
 # A walk over every minute says what the expression means: slow and plain.
 
 ZONES = ["Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Africa/Cairo", "Asia/Tehran"]
@@ -120,7 +130,7 @@ changes = st.sampled_from(
         *("2026-04-23T22:00:00", "2026-10-29T21:00:00", "2018-11-04T03:00:00"),
         *("2018-02-18T02:00:00", "2026-02-15T02:00:00", "2026-03-22T02:00:00"),
     ]
-).map(lambda text: moment(text) - timedelta(hours=5))
+).flatmap(lambda text: st.sampled_from([moment(text) + n * M for n in (-300, -20, -1, 0, 20, 59)]))
 
 
 def set_of(field: str, size: int) -> set[int]:
@@ -154,9 +164,6 @@ def walked(minute: str, hour: str, zone: ZoneInfo, start: datetime, size: int) -
         if any((name.hour, name.minute) in wanted for name in names):
             found.append(at)
     return found
-
-
-M = timedelta(minutes=1)
 
 
 @settings(max_examples=300, deadline=None)

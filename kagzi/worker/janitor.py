@@ -1,0 +1,67 @@
+"""Deletes what has been kept for long enough, a little at a time. Every worker has one.
+
+Of all workers one deletes at a time, and rests for several times as long as that took: what others
+write at that moment hardly notices.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from datetime import timedelta
+
+from kagzi.errors import InvalidInput, StoreError
+from kagzi.model import check_duration_s
+from kagzi.store.retention import delete_expired
+from kagzi.store.store import Store
+from kagzi.worker.telling import Telling
+
+logger = logging.getLogger("kagzi.worker")
+
+REST = 4.0  # times what the last deletion took
+LEAST_REST_S = 0.02
+LONGEST_S = 1000 * 365 * 86_400.0
+
+
+def check_retention(retain_s: float | timedelta | None) -> float | None:
+    """Seconds to keep finished runs; None: for ever. Raises `InvalidInput`."""
+    if retain_s is None:
+        return None
+    seconds = check_duration_s("retain_s", retain_s)
+    if seconds > LONGEST_S:
+        raise InvalidInput(f"retain_s may be up to 1,000 years, got {retain_s!r}; None is for ever")
+    return seconds
+
+
+class Janitor:
+    """Looks for what has expired.
+
+    Args:
+        retain_s: How long finished runs are kept; None: for ever.
+        look_s: Between looks, more or less, when nothing is left to delete.
+    """
+
+    def __init__(self, store: Store, retain_s: float | None, look_s: float) -> None:
+        self._store = store
+        self._retain_s = retain_s
+        self._look_s = look_s
+
+    async def clean_for_ever(self) -> None:
+        waiting = Telling(logger, "deleting what has expired waits: %s")
+        while True:
+            rest_s = self._look_s * random.uniform(0.5, 1.5)  # so that workers take turns
+            try:
+                began_at = time.monotonic()
+                deleted, more = await delete_expired(self._store, self._retain_s)
+                if deleted:
+                    logger.debug("%d runs were deleted", deleted)
+                if more:
+                    rest_s = max(LEAST_REST_S, REST * (time.monotonic() - began_at))
+                waiting.clear()
+            except StoreError as error:
+                waiting.tell(error)
+            except Exception:
+                logger.exception("deleting what has expired failed, and is tried again")
+            await asyncio.sleep(rest_s)
