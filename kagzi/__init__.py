@@ -16,14 +16,16 @@ from kagzi._build_check import check as _check_build
 
 _check_build()
 
-from kagzi.client import Client, RunHandle, connect, run  # noqa: E402
+from kagzi.client import Client, connect, run  # noqa: E402
 from kagzi.context import Context  # noqa: E402
 from kagzi.definition import Call, StepFunction, Workflow  # noqa: E402
 from kagzi.errors import (  # noqa: E402
     AllStepsFailed,
+    ChildFailed,
     CodecError,
     DuplicateName,
     EmbeddedServerFailed,
+    EventTimeout,
     GroupTimeout,
     InvalidArguments,
     InvalidDefinition,
@@ -41,6 +43,7 @@ from kagzi.errors import (  # noqa: E402
     PostgresNotFound,
     RunConflict,
     RunCrashed,
+    RunEnded,
     RunFailed,
     RunWasCancelled,
     SchemaChanged,
@@ -61,6 +64,7 @@ from kagzi.errors import (  # noqa: E402
     UnknownStep,
     UnknownWorkflow,
 )
+from kagzi.handle import RunHandle  # noqa: E402
 from kagzi.host import StepFuture, current_step  # noqa: E402
 from kagzi.model import (  # noqa: E402
     AttemptRecord,
@@ -80,6 +84,7 @@ from kagzi.model import (  # noqa: E402
     Winner,
 )
 from kagzi.registry import step, workflow  # noqa: E402
+from kagzi.relations import ChildHandle  # noqa: E402
 from kagzi.retry import Retry  # noqa: E402
 
 __version__ = "0.1.0"
@@ -89,12 +94,15 @@ __all__ = [
     "AttemptRecord",
     "Call",
     "CatchUp",
+    "ChildFailed",
+    "ChildHandle",
     "Client",
     "CodecError",
     "Context",
     "DuplicateName",
     "EmbeddedServerFailed",
     "ErrorStrategy",
+    "EventTimeout",
     "GroupRecord",
     "GroupTimeout",
     "InvalidArguments",
@@ -118,6 +126,7 @@ __all__ = [
     "RunConflict",
     "RunCrashed",
     "RunDetails",
+    "RunEnded",
     "RunFailed",
     "RunHandle",
     "RunStatus",

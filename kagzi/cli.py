@@ -17,6 +17,7 @@ import orjson
 import uvloop
 
 import kagzi
+from kagzi.command import operations
 from kagzi.command.plain import details_data, summary_data
 from kagzi.command.retention import delete
 from kagzi.command.schedules import schedule, schedules, unschedule
@@ -63,7 +64,7 @@ def main() -> None:
 
 # --- commands -------------------------------------------------------------------------------
 
-for command in (versions, schedule, schedules, unschedule, delete):
+for command in (versions, schedule, schedules, unschedule, delete, *operations.COMMANDS):
     main.add_command(command)
 
 

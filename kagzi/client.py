@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 import psycopg
 
-from kagzi.codec import codec_for
 from kagzi.codec.failures import kagzi_error_from
 from kagzi.definition import Workflow
-from kagzi.errors import InvalidInput, RunFailed, RunWasCancelled, UnknownWorkflow
+from kagzi.errors import InvalidInput, RunFailed, RunWasCancelled
+from kagzi.handle import UNTYPED, RunHandle
 from kagzi.model import (
     DEFAULT_QUEUE,
     CatchUp,
@@ -30,8 +30,8 @@ from kagzi.model import (
     check_count,
     check_duration_s,
 )
+from kagzi.operations import Operations
 from kagzi.pool.child import refuse_import
-from kagzi.registry import registry
 from kagzi.retrying import retry_run
 from kagzi.scheduling import define_schedule, read_schedule, read_schedules, record_schedule
 from kagzi.starting import (
@@ -45,7 +45,13 @@ from kagzi.starting import (
 )
 from kagzi.store.connections import Connector
 from kagzi.store.embedded import EmbeddedServer, attach
-from kagzi.store.listener import Listener, done_channel, due_channel, queues_channel
+from kagzi.store.listener import (
+    Listener,
+    done_channel,
+    due_channel,
+    news_channel,
+    queues_channel,
+)
 from kagzi.store.migrate import migrate, verify
 from kagzi.store.queues import list_queues, set_queue
 from kagzi.store.retention import delete_run
@@ -63,71 +69,9 @@ from kagzi.worker import Keeper, Worker
 T = TypeVar("T")
 
 WAIT_POLL_S = 1.0
-UNTYPED = codec_for(Any)
 
 
-class RunHandle(Generic[T]):
-    """A run, as its client sees it.
-
-    Attributes:
-        id: Its external id: the one it was started with, else the database's as text.
-        run_id: The database's id.
-        workflow: Full name of its workflow.
-        is_new: Whether this start made it; False if the id was known.
-    """
-
-    def __init__(
-        self,
-        client: Client,
-        run_id: UUID,
-        external_id: str,
-        workflow: str,
-        version: str,
-        is_new: bool,
-    ) -> None:
-        self._client = client
-        self.run_id = run_id
-        self.id = external_id
-        self.workflow = workflow
-        self.version = version
-        self.is_new = is_new
-
-    async def result(self, timeout: float | None = None) -> T:
-        """Wait for the run's end; its result, typed by the workflow's return annotation.
-
-        Args:
-            timeout: Seconds to wait; None for ever.
-
-        Raises:
-            RunFailed: It failed; also of the class of the `StepFailed` (or other error of kagzi)
-                that the workflow let through.
-            RunWasCancelled: It was cancelled.
-            TimeoutError: It goes on, and the time is up.
-        """
-        output = await self._client._wait(self.run_id, self.id, timeout)
-        try:
-            returns = registry.workflow(self.workflow, self.version).returns
-        except UnknownWorkflow:
-            return UNTYPED.decode(output)  # type: ignore[no-any-return]
-        return returns.decode(output)  # type: ignore[no-any-return]
-
-    async def status(self) -> RunStatus:
-        """Where the run stands now."""
-        return (await self._client._store.read_status(self.run_id))[0]
-
-    async def progress(self) -> tuple[int, int]:
-        """Checkpoints so far: (completed, failed)."""
-        return await self._client._store.count_steps(self.run_id)
-
-    async def describe(self) -> RunDetails:
-        """Status, steps, groups, failed attempts and timings."""
-        return await self._client.describe(self.run_id)
-
-    def __repr__(self) -> str:
-        return f"<run {self.id!r} of {self.workflow}>"
-
-
-class Client:
+class Client(Operations):
     """A connection to kagzi's store. Made by `connect`; use it as an async context manager."""
 
     def __init__(
@@ -144,6 +88,7 @@ class Client:
         self._workers: list[Keeper] = []
         self._waiters: dict[UUID, set[asyncio.Event]] = {}
         self._notifying: asyncio.Task[None] | None = None
+        self._to_notify: set[str] = set()  # channels
 
     async def __aenter__(self) -> Client:
         refuse_import()
@@ -163,8 +108,8 @@ class Client:
                 await asyncio.to_thread(self._server.close)
             raise
         self._guests = Guests(self._store)
-        channels = (make(self._schema) for make in (due_channel, done_channel, queues_channel))
-        self._listener = Listener(connector, channels, self._heard)
+        names = (due_channel, done_channel, news_channel, queues_channel)
+        self._listener = Listener(connector, [name(self._schema) for name in names], self._heard)
         return self
 
     async def __aexit__(
@@ -560,6 +505,11 @@ class Client:
 
     # --- waiting ----------------------------------------------------------------------------
 
+    def _handle(
+        self, run_id: UUID, external_id: str, workflow: str, version: str
+    ) -> RunHandle[Any]:
+        return RunHandle(self, run_id, external_id, workflow, version, True)
+
     async def _run_id(self, run: UUID | str | RunHandle[Any]) -> UUID:
         if isinstance(run, RunHandle):
             return run.run_id
@@ -569,13 +519,27 @@ class Client:
         """A run is due: wake the workers here, or tell those elsewhere."""
         for worker in self._workers:
             worker.wake()
-        if not self._workers and self._notifying is None:
+        if not self._workers:
+            self._to_notify.add(due_channel(self._schema))
+            if self._notifying is None:
+                self._notifying = asyncio.get_running_loop().create_task(self._notify())
+
+    def _tell(self) -> None:
+        """Runs were changed from outside: wake whoever holds, drives or awaits them."""
+        for worker in self._workers:
+            worker.hear()
+            worker.wake()
+        self._wake_waiters()
+        self._to_notify |= {channel(self._schema) for channel in (due_channel, news_channel)}
+        if self._notifying is None:
             self._notifying = asyncio.get_running_loop().create_task(self._notify())
 
     async def _notify(self) -> None:
         await asyncio.sleep(0)
         self._notifying = None
-        await self._store.notify(due_channel(self._schema))
+        channels, self._to_notify = self._to_notify, set()
+        for channel in sorted(channels):
+            await self._store.notify(channel)
 
     def _heard(self, channel: str) -> None:
         if channel == due_channel(self._schema):
@@ -584,44 +548,67 @@ class Client:
         elif channel == queues_channel(self._schema):
             for worker in self._workers:
                 worker.look_at_queues()
+        elif channel == news_channel(self._schema):
+            for worker in self._workers:
+                worker.hear()
+            self._wake_waiters()
         else:
-            for events in self._waiters.values():
-                for event in events:
-                    event.set()
+            self._wake_waiters()
+
+    def _wake_waiters(self) -> None:
+        for events in self._waiters.values():
+            for event in events:
+                event.set()
 
     def _run_left(self, run_id: UUID, status: RunStatus) -> None:
         if status.is_terminal:
             for event in self._waiters.get(run_id, ()):
                 event.set()
 
-    async def _wait(self, run_id: UUID, name: str, timeout: float | None) -> bytes:
-        seconds = None if timeout is None else check_duration_s("timeout", timeout)
+    async def _wakes(self, run_id: UUID) -> AsyncGenerator[None, None]:
+        """At once, and whenever something may have happened to a run, or after a while."""
         event = asyncio.Event()
-        status = None
         self._waiters.setdefault(run_id, set()).add(event)
         if not self._workers:
             self._listener.start()
         try:
-            async with asyncio.timeout(seconds):
-                while True:
-                    event.clear()
-                    status, output, error = await self._store.read_status(run_id)
-                    if status.is_terminal:
-                        break
-                    try:
-                        async with asyncio.timeout(WAIT_POLL_S):
-                            await event.wait()
-                    except TimeoutError:
-                        pass
-        except TimeoutError:
-            stands = "not heard of" if status is None else status.value
-            hint = "; does a worker serve its workflow?" if status is RunStatus.PENDING else ""
-            raise TimeoutError(f"run {name!r} is {stands} after {seconds:g} s{hint}") from None
+            while True:
+                event.clear()
+                yield
+                try:
+                    async with asyncio.timeout(WAIT_POLL_S):
+                        await event.wait()
+                except TimeoutError:
+                    pass
         finally:
             events = self._waiters[run_id]
             events.discard(event)
             if not events:
                 del self._waiters[run_id]
+
+    async def _looks(self, run_id: UUID) -> AsyncGenerator[bool, None]:
+        """Whether the run has ended, each time that something may have happened to it."""
+        async with aclosing(self._wakes(run_id)) as wakes:
+            async for _ in wakes:
+                status, _output, _error = await self._store.read_status(run_id)
+                yield status.is_terminal
+                if status.is_terminal:
+                    return
+
+    async def _wait(self, run_id: UUID, name: str, timeout: float | None) -> bytes:
+        seconds = None if timeout is None else check_duration_s("timeout", timeout)
+        status = None
+        try:
+            async with asyncio.timeout(seconds), aclosing(self._wakes(run_id)) as wakes:
+                async for _ in wakes:
+                    status, output, error = await self._store.read_status(run_id)
+                    if status.is_terminal:
+                        break
+        except TimeoutError:
+            stands = "not heard of" if status is None else status.value
+            hint = "; does a worker serve its workflow?" if status is RunStatus.PENDING else ""
+            raise TimeoutError(f"run {name!r} is {stands} after {seconds:g} s{hint}") from None
+        assert status is not None, "it was looked at"
         if status is RunStatus.COMPLETED:
             assert output is not None, "a completed run has an output"
             return output

@@ -19,11 +19,10 @@ from uuid import UUID
 import orjson
 
 from kagzi._core import hash_input
-from kagzi.definition import Call, StepFunction
+from kagzi.definition import Call, StepFunction, Workflow
 from kagzi.errors import AllStepsFailed, InvalidInput, StepFailed
 from kagzi.host import GroupOutcome, GroupRequest, Host, StepFuture, StepRequest
 from kagzi.model import (
-    ContextBase,
     ErrorStrategy,
     GroupKind,
     ParallelResult,
@@ -33,6 +32,7 @@ from kagzi.model import (
     check_name,
 )
 from kagzi.registry import as_call, definition_of, step
+from kagzi.relations import Relations
 from kagzi.scope import Scope, keyed_ids, member_ids
 
 T = TypeVar("T")
@@ -58,10 +58,10 @@ class PlainFunction(Protocol):
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
-class Context(ContextBase):
+class Context(Relations):
     """The handle on its run that a workflow function receives first."""
 
-    __slots__ = ("_host",)
+    __slots__ = ()
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -130,6 +130,9 @@ class Context(ContextBase):
             CodecError, InvalidInput: Arguments that cannot be stored, or do not fit.
         """
         call: Call[Any]
+        if isinstance(function, Workflow):
+            function = Call(function.as_step("run"), args, kwargs)
+            args, kwargs = (), {}
         if type(function) is Call:
             if args or kwargs:
                 raise InvalidInput("a call has its arguments already; pass the step to give others")

@@ -13,10 +13,10 @@ import sys
 from collections.abc import Callable, Coroutine
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Generic, Literal, ParamSpec, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, ParamSpec, TypeVar
 
 from kagzi._core import LANE_ASYNC, LANE_CPU, LANE_THREAD
-from kagzi.codec import ArgumentsCodec, Codec
+from kagzi.codec import ArgumentsCodec, Codec, codec_for
 from kagzi.errors import InvalidDefinition, InvalidInput
 from kagzi.model import (
     MAX_NAME_BYTES,
@@ -36,12 +36,14 @@ T_co = TypeVar("T_co", covariant=True)
 
 Where = Literal["pool", "coordinator"]
 MemoScope = Literal["workflow", "global"]
+ChildPolicy = Literal["cancel", "abandon"]
+ChildMode = Literal["run", "start", "result"]
 
 
 class CallOptions:
     """What one call may set for itself; None leaves it to the step or the group."""
 
-    __slots__ = ("limit", "priority", "retry", "timeout_s")
+    __slots__ = ("child", "limit", "priority", "retry", "timeout_s")
 
     def __init__(
         self,
@@ -49,11 +51,21 @@ class CallOptions:
         limit: int | None = None,
         retry: Retry | None = None,
         timeout_s: float | None = None,
+        child: ChildOptions | None = None,
     ) -> None:
         self.priority = priority
         self.limit = limit
         self.retry = retry
         self.timeout_s = timeout_s
+        self.child = child
+
+
+class ChildOptions(NamedTuple):
+    """What a child run is started with, besides its arguments."""
+
+    id: str | None = None
+    priority: int | None = None
+    on_parent_cancel: ChildPolicy = "cancel"
 
 
 class Call(Generic[T_co]):
@@ -238,17 +250,61 @@ class Workflow(Generic[P, T]):
         self.version = check_name("version", version)
         self.reference = reference_of(function)
         self.arguments = ArgumentsCodec(function, skip_first=True)
+        self._steps: dict[ChildMode, ChildDefinition] = {}
 
     @functools.cached_property
     def returns(self) -> Codec[Any]:
         """Made at the first use, as a step's."""
         return self.arguments.returns
 
+    def bind(self, *args: P.args, **kwargs: P.kwargs) -> Call[T]:
+        """A run of this workflow as a call, for groups: a child of the run that begins it."""
+        return Call(self.as_step("run"), args, kwargs)
+
+    def as_step(self, mode: ChildMode) -> ChildDefinition:
+        """A child run as a step of its parent: the whole of it, its start, or its result."""
+        made = self._steps.get(mode)
+        if made is None:
+            made = self._steps[mode] = ChildDefinition(self, mode)
+        return made
+
     def __call__(self, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, T]:
         return self.function(*args, **kwargs)
 
     def __repr__(self) -> str:
         return f"<workflow {self.name} version {self.version}>"
+
+
+class ChildDefinition(Definition):
+    """A step of the coordinator that has to do with a child run; its body asks the live run.
+
+    Recorded as the workflow's own name ("run"), or with what it does before it.
+    """
+
+    def __init__(self, workflow: Workflow[..., Any], mode: ChildMode) -> None:
+        super().__init__(_of_child if mode != "result" else _result_of_child, registered=False)
+        self.workflow = workflow
+        self.mode = mode
+        self.name = workflow.name if mode == "run" else f"kagzi.child.{mode}:{workflow.name}"
+        short = workflow.name.rpartition(".")[2]
+        self.short_name = short if mode != "result" else f"{short}.result"
+        if mode != "result":
+            self.arguments = workflow.arguments
+
+    @functools.cached_property
+    def returns(self) -> Codec[Any]:
+        return _ID if self.mode == "start" else self.workflow.returns
+
+
+async def _of_child(ctx: ContextBase, *args: Any, **kwargs: Any) -> Any:
+    return await ctx._host.child()  # type: ignore[attr-defined]
+
+
+async def _result_of_child(ctx: ContextBase, child_id: str) -> Any:
+    return await ctx._host.child(child_id)  # type: ignore[attr-defined]
+
+
+_ID = codec_for(str)
 
 
 def wants_context(function: Callable[..., Any]) -> bool:

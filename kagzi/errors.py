@@ -51,6 +51,10 @@ class UnknownStep(KagziError, LookupError):
     """No step of this run, or no registered step function, has this name."""
 
 
+class RunEnded(KagziError, RuntimeError):
+    """Something was sent to a run that has ended."""
+
+
 class UnknownRun(KagziError, LookupError):
     """No run has this id."""
 
@@ -168,6 +172,14 @@ class GroupTimeout(KagziError, TimeoutError):
         super().__init__(f"group {path!r} did not finish within {timeout_s:g} s")
         self.path = path
         self.timeout_s = timeout_s
+
+
+class ChildFailed(KagziError):
+    """A child run failed, or was cancelled. Its parent's step fails with this."""
+
+
+class EventTimeout(KagziError, TimeoutError):
+    """No event of the topic came within the `timeout` of `ctx.wait_event`."""
 
 
 class RunFailed(KagziError):

@@ -144,6 +144,19 @@ class Host(Protocol):
     def scheduled_at(self) -> datetime | None:
         """The tick that the run is for; in the coordinator only."""
 
+    def wait_event(
+        self,
+        scope: Scope,
+        path: str,
+        topic: str,
+        seconds: float | None,
+        settle: Callable[[bytes], Any],
+    ) -> StepFuture[Any]:
+        """A future of `settle(value)` of the next event of a topic, or of an EventTimeout."""
+
+    async def publish(self, key: str, value: bytes) -> None:
+        """Let clients see a value; in the coordinator only."""
+
     def store_now(self) -> datetime:
         """The store's time; in the coordinator only."""
 

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from kagzi.client import Client, RunHandle
+from kagzi.client import Client
 from kagzi.definition import Workflow
 from kagzi.errors import StoreError
+from kagzi.handle import RunHandle
 from kagzi.registry import registry
 
 logger = logging.getLogger("kagzi.worker")

@@ -16,9 +16,9 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from kagzi.client import RunHandle
 from kagzi.command.plain import BY_MEMO
 from kagzi.command.timeline import STATUS_STYLES, Bar, Row, rows_of, span_of
+from kagzi.handle import RunHandle
 from kagzi.model import GroupRecord, RunDetails, RunSummary, StepRecord
 
 PIPED_WIDTH = 140

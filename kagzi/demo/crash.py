@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import kagzi
-from kagzi.client import Client, RunHandle
+from kagzi.client import Client
 from kagzi.command.show import seconds
 from kagzi.demo.steps import GROUP, WORKER_VARIABLE, analyse_before_witness
 from kagzi.demo.telling import MODULE, POLL_S, Bar, Teller, choose_sources
 from kagzi.errors import KagziError
+from kagzi.handle import RunHandle
 from kagzi.ids import uuid7
 
 FIRST, SECOND = "first", "second"

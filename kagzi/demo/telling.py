@@ -10,10 +10,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 from rich.text import Text
 
-from kagzi.client import RunHandle
 from kagzi.command.show import clean, make_console
 from kagzi.demo.sources import SourceFile, find_sources, standard_library
 from kagzi.errors import InvalidInput
+from kagzi.handle import RunHandle
 
 T = TypeVar("T")
 

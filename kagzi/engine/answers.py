@@ -46,11 +46,11 @@ class Answers:
                 end += 1
             part = steps if end - start == count else steps[start:end]
             start = end
-            inside = part[0].run.inside
+            inside = part[0].run.bodies.inside
             if inside:
                 for step in part:
                     if step.id in inside:
-                        step.run.body_left(step)
+                        step.run.bodies.left(step)
             if work.closed:
                 continue
             work.accept(part)
@@ -73,7 +73,7 @@ class Answers:
     ) -> None:
         """A body raised, ran out of time, or took its process down."""
         if step.group.closed:
-            step.run.body_left(step)
+            step.run.bodies.left(step)
         else:
             attempt_failed(step, error, wanted, started_us, completed_us, process_id)
 
@@ -81,7 +81,7 @@ class Answers:
         """Bodies ended with their process; those that are still wanted, to be begun again."""
         wanted = [step for step in steps if not step.group.closed]
         for step in wanted:
-            step.run.body_cut_off(step)
+            step.run.bodies.cut_off(step)
             for key in [key for key in self._inner if key[0] == step.number]:
                 del self._inner[key]
         return wanted
@@ -124,7 +124,7 @@ class Answers:
     def _start(self, step: Step, head: bytes, body: bytes) -> asyncio.Future[Any]:
         request = unpack_request(head, body, registry.step)
         run = step.run
-        scope = run.body_scope(step)
+        scope = run.bodies.scope(step)
         future: asyncio.Future[Any]
         if isinstance(request, GroupRequest):
             scope.check_depth(request.path)

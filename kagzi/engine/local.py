@@ -112,7 +112,7 @@ class LocalPlace:
         step.completed_us = time.time_ns() // 1000
         self._ended(step)
         if step.group.closed:
-            step.run.body_left(step)
+            step.run.bodies.left(step)
             return
         if error is None:
             step.status, step.output = "completed", output

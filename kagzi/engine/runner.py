@@ -14,14 +14,18 @@ from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
 
-from kagzi._core import LANE_OWN_ASYNC, RESUMING, SUSPENDED, Gate, Step
+from kagzi._core import LANE_OWN_ASYNC, Gate, Step
 from kagzi.codec.failures import describe_exception
 from kagzi.context import Context
-from kagzi.definition import CallOptions, Definition, Workflow
+from kagzi.definition import CallOptions, ChildDefinition, Definition, Workflow
 from kagzi.engine.attempts import number_attempt
+from kagzi.engine.bodies import Bodies
+from kagzi.engine.children import Children, patiently
 from kagzi.engine.clock import StoreClock
 from kagzi.engine.executor import Executor
-from kagzi.engine.group import TIMEOUT, Group
+from kagzi.engine.group import Group
+from kagzi.engine.inbox import EventWait, Inbox
+from kagzi.engine.parking import Parking
 from kagzi.engine.patches import Patches
 from kagzi.engine.sleeping import Deadline, Sleep
 from kagzi.engine.tasks import assign_scope, current_scope
@@ -30,18 +34,16 @@ from kagzi.engine.work import Single, Work
 from kagzi.errors import InvalidInput, OutsideRun, RunCrashed, RunSuspended, StepConflict
 from kagzi.host import GroupRequest, StepFuture, StepRequest
 from kagzi.model import RunStatus
-from kagzi.retrying import CallRecord, plan_retry
-from kagzi.scope import Scope, is_below
+from kagzi.scope import Scope
 from kagzi.store.checkpoints import CheckpointWriter
+from kagzi.store.operations import load_events, publish_value
 from kagzi.store.rows import GroupRow, Mark, RunRow, StoredStep
-from kagzi.store.store import ClaimedRun, StoredGroup
+from kagzi.store.store import ClaimedRun, Store, StoredGroup
 
 logger = logging.getLogger("kagzi")
 
 Checkpoint = StoredStep | StoredGroup
 
-PARK_AFTER_S = 3.0
-QUIET_S = 0.2
 STOP_GRACE_S = 5.0
 
 
@@ -53,6 +55,7 @@ class Surroundings(Protocol):
     writer: CheckpointWriter
     clock: StoreClock
     executor: Executor
+    store: Store
     processes: int
     max_crashes: int
 
@@ -61,6 +64,12 @@ class Surroundings(Protocol):
     def begin(self, steps: list[Step]) -> None: ...
 
     def run_left(self, run: LiveRun, status: RunStatus) -> None: ...
+
+    def children_changed(self) -> None:
+        """A child was started, or is to be cancelled: whoever drives it should hear of that."""
+
+    def is_crowded(self) -> bool:
+        """Whether due runs may be waiting for a place in this worker."""
 
 
 class LiveRun:
@@ -95,12 +104,26 @@ class LiveRun:
         self._works: set[Work] = set()
         self._shared: dict[str, Single] = {}
         self._inner: dict[str, Group] = {}
-        self._waits: dict[str, int] = {}
-        self.inside: dict[str, set[Work]] = {}  # by step: what its body has open
         self._retries: dict[str, Timer] = {}
-        self.timers = Timers(self.loop, self._consider_parking)
         self.patches = Patches(self, worker.clock)
-        self._parking: asyncio.TimerHandle | None = None
+        self._parking = Parking(self)
+        self.timers = Timers(self.loop, self.settle_down)
+        self.bodies = Bodies(self, worker.executor)
+        self.inbox = Inbox(
+            lambda: load_events(worker.store, self.run_id), self.recorded_steps, self._hear_now
+        )
+        self.children = Children(
+            worker.store,
+            self.loop,
+            self.run_id,
+            worker.worker_id,
+            claimed.epoch,
+            self.settle_down,
+            worker.children_changed,
+        )
+        self.news = claimed.news
+        self._hearing: asyncio.Task[None] | None = None
+        self._hear_again = False
         self._task: asyncio.Task[None] | None = None
 
     # --- driving ----------------------------------------------------------------------------
@@ -116,8 +139,7 @@ class LiveRun:
                     "retry it"
                 )
             )
-            row = RunRow(self.run_id, self.claimed.epoch, RunStatus.FAILED.value, None, error)
-            self._leave(row)
+            self._leave(self._row(RunStatus.FAILED, error=error))
             return
         self._task = self.loop.create_task(self._drive())
         assign_scope(self._task, self._root)
@@ -139,7 +161,7 @@ class LiveRun:
             status, output, error = RunStatus.FAILED, None, describe_exception(self._doom)
         elif status is RunStatus.COMPLETED:
             self._warn_of_unawaited()
-        self._leave(RunRow(self.run_id, self.claimed.epoch, status.value, output, error))
+        self._leave(self._row(status, output=output, error=error))
 
     def _leave(self, row: RunRow) -> None:
         """Stop everything and let go of the run; told to the worker when that is durable."""
@@ -151,8 +173,10 @@ class LiveRun:
         """Stop everything; write nothing more. The run stays as it is in the store."""
         self.leaving = True
         self.timers.close()
-        if self._parking is not None:
-            self._parking.cancel()
+        self.children.close()
+        self._parking.close()
+        if self._hearing is not None:
+            self._hearing.cancel()
         for work in list(self._works):
             work.withdraw()
         if self._task is not None and self._task is not asyncio.current_task():
@@ -172,14 +196,45 @@ class LiveRun:
     def give_back(self) -> None:
         """Let another worker go on with it."""
         if not self.leaving:
-            self._leave(
-                RunRow(
-                    self.run_id,
-                    self.claimed.epoch,
-                    RunStatus.PENDING.value,
-                    wake_at=self.worker.clock.now(),
-                )
-            )
+            self._leave(self._row(RunStatus.PENDING, wake_at=self.worker.clock.now()))
+
+    def _row(self, status: RunStatus, **values: Any) -> RunRow:
+        return RunRow(self.run_id, self.claimed.epoch, status.value, news=self.news, **values)
+
+    # --- what comes from outside ------------------------------------------------------------
+
+    def hear(self, request: str | None, news: int) -> None:
+        """Somebody wants something of the run, or something that it may wait for has happened."""
+        if self.leaving:
+            return
+        if request == "cancel":
+            self._leave(self._row(RunStatus.CANCELLED))
+        elif request == "pause":
+            self._leave(self._row(RunStatus.PAUSED))
+        elif news > self.news:
+            self._hear_now()
+
+    def _hear_now(self) -> None:
+        if self._hearing is None:
+            self._hearing = self.loop.create_task(self._take_in())
+        else:
+            self._hear_again = True
+
+    async def _take_in(self) -> None:
+        try:
+            while True:
+                self._hear_again = False
+                await patiently(self._look)
+                if not self._hear_again:
+                    return
+        finally:
+            self._hearing = None
+
+    async def _look(self) -> None:
+        """Read events, then ends of children: both are newer than the news that is noted."""
+        news = await self.inbox.look()
+        await self.children.look()
+        self.news = max(self.news, news)
 
     def doom(self, error: BaseException) -> None:
         if self._doom is None:
@@ -201,39 +256,23 @@ class LiveRun:
 
     # --- parking ----------------------------------------------------------------------------
 
-    def _consider_parking(self) -> None:
-        """Look again, when it has been quiet for a moment, whether only long timers are left."""
-        if self.leaving:
-            return
-        if self._parking is not None:
-            self._parking.cancel()
-        self._parking = self.loop.call_later(QUIET_S, self._park, self.number)
-
-    def _park(self, number: int) -> None:
-        self._parking = None
+    def open_works(self) -> Iterable[Work]:
         if self.leaving or self._doom is not None:
-            return
-        open_works = [work for work in self._works if not work.ended]
-        idle = all(isinstance(work, Sleep) or self._only_retries(work) for work in open_works)
-        wake_in_s = self.timers.next_s()
-        if not idle or not open_works or wake_in_s is None:
-            return
-        if number != self.number:
-            self._consider_parking()
-            return
-        if any(isinstance(work, Sleep) and not work.durable for work in open_works):
-            return
-        if wake_in_s < PARK_AFTER_S:
-            return
-        wake_at = self.timers.next_at(self.store_now())
-        self._leave(
-            RunRow(self.run_id, self.claimed.epoch, RunStatus.SLEEPING.value, wake_at=wake_at)
-        )
+            return ()
+        return self._works
 
-    def _only_retries(self, work: Work) -> bool:
-        if isinstance(work, Group) and work.is_timed:
-            return False
-        return all(step.id in self._retries for step in work.steps())
+    def is_waiting(self, step_id: str) -> bool:
+        return step_id in self._retries or step_id in self.children.waiting
+
+    def is_crowded(self) -> bool:
+        return self.worker.is_crowded()
+
+    def settle_down(self) -> None:
+        if not self.leaving:
+            self._parking.consider()
+
+    def park(self, wake_at: datetime) -> None:
+        self._leave(self._row(RunStatus.SLEEPING, wake_at=wake_at))
 
     # --- host of the context ----------------------------------------------------------------
 
@@ -293,6 +332,46 @@ class LiveRun:
         work = Sleep(self, scope, step_id, seconds, until, self.worker.clock)
         return self._begun(work, scope, lambda _: None, self.recorded_steps.get(step_id))
 
+    def wait_event(
+        self,
+        scope: Scope,
+        path: str,
+        topic: str,
+        seconds: float | None,
+        settle: Callable[[bytes], Any],
+    ) -> StepFuture[Any]:
+        work = EventWait(self, scope, path, topic, seconds, self.worker.clock, self.inbox)
+        return self._begun(work, scope, settle, self.recorded_steps.get(path))
+
+    async def child(self, child_id: str | None = None) -> Any:
+        """For the body of a step that has to do with a child run: what that step gives."""
+        step = self.scope().owner
+        definition: ChildDefinition = step.definition
+        if definition.mode == "start":
+            return str(await self.children.start(step))
+        if definition.mode == "run":
+            output = await self.children.run(step)
+        else:
+            assert child_id is not None, "whose result is asked for"
+            output = await self.children.output_of(step, UUID(child_id))
+        return definition.workflow.returns.decode(output)
+
+    async def publish(self, key: str, value: bytes) -> None:
+        """For the body of a step that publishes a value."""
+        step = self.scope().owner
+        await patiently(
+            lambda: publish_value(
+                self.worker.store,
+                self.run_id,
+                self.worker.worker_id,
+                self.claimed.epoch,
+                key,
+                value,
+                step.call_number,
+            )
+        )
+        self.worker.children_changed()
+
     def timeout(self, scope: Scope, path: str, seconds: float) -> Deadline:
         return Deadline(self, scope, path, seconds, self.worker.clock)
 
@@ -309,7 +388,7 @@ class LiveRun:
     ) -> StepFuture[Any]:
         future = work.join(settle)
         self._take_up(work)
-        self._wait_in(work, scope)
+        self.bodies.wait_in(work, scope)
         if scope.deadlines and self._put_off(scope, recorded, lambda: self._begin_late(work)):
             return future
         try:
@@ -322,7 +401,7 @@ class LiveRun:
     def _joined(self, work: Work, scope: Scope, settle: Any) -> StepFuture[Any]:
         if not work.ended and not work.waiting:
             work.scope = scope
-            self._wait_in(work, scope)
+            self.bodies.wait_in(work, scope)
         return work.join(settle)
 
     def _put_off(
@@ -337,9 +416,7 @@ class LiveRun:
 
     def _take_up(self, work: Work) -> None:
         self._works.add(work)
-        owner = work.scope.owner
-        if owner is not None:
-            self.inside.setdefault(owner.id, set()).add(work)
+        self.bodies.take_up(work)
 
     def _begin_late(self, work: Work) -> None:
         if not work.ended:
@@ -450,137 +527,27 @@ class LiveRun:
         elif known is not None:
             self.recorded_steps[path] = replace(known, visible_number=self.number)
 
+    def hand_over(self, work: Work, deliver: Callable[[], None]) -> None:
+        self.bodies.hand_over(work, deliver)
+
+    def stop_below(self, step: Step, again: bool, then: Callable[[], None]) -> None:
+        self.bodies.stop_below(step, again, then)
+
     def work_ended(self, work: Work) -> None:
         self._works.discard(work)
-        if work.waiting:
-            self._leave_wait(work, None)
         if isinstance(work, Single):
             if (work.withdrawn or work.scope.base) and self._shared.get(work.path) is work:
                 del self._shared[work.path]
         elif self._inner.get(work.path) is work:
             del self._inner[work.path]
-        owner = work.scope.owner
-        if owner is not None:
-            works = self.inside.get(owner.id)
-            if works is not None:
-                works.discard(work)
-                if not works:
-                    del self.inside[owner.id]
-        if self._works and self.timers.next_s() is not None:
-            self._consider_parking()
+        self.bodies.ended(work)
+        if self._works and (self.timers.next_s() is not None or self.hears):
+            self.settle_down()
 
-    # --- bodies that wait for inner work ----------------------------------------------------
-
-    def _wait_in(self, work: Work, scope: Scope) -> None:
-        """The body around this work gives up its shared permits until it has the outcome."""
-        owner = scope.owner
-        if owner is None:
-            return
-        work.waiting = True
-        count = self._waits.get(owner.id, 0)
-        self._waits[owner.id] = count + 1
-        if count == 0:
-            self.worker.executor.suspend(owner)
-
-    def hand_over(self, work: Work, deliver: Callable[[], None]) -> None:
-        if work.waiting:
-            self._leave_wait(work, deliver)
-        else:
-            deliver()
-
-    def _leave_wait(self, work: Work, deliver: Callable[[], None] | None) -> None:
-        work.waiting = False
-        owner = work.scope.owner
-        count = self._waits.get(owner.id, 0) - 1
-        if count > 0:
-            self._waits[owner.id] = count
-            if deliver is not None:
-                deliver()
-            return
-        self._waits.pop(owner.id, None)
-        if owner.state in (SUSPENDED, RESUMING):
-            self.worker.executor.resume(owner, deliver if deliver is not None else _nothing)
-        elif deliver is not None:
-            deliver()
-
-    def body_scope(self, step: Step) -> Scope:
-        """A new scope for one execution of a step's body."""
-        work = step.group
-        depth = work.scope.depth + (1 if step.index >= 0 else 0)
-        scope = Scope(step.id, None, depth)
-        scope.owner, scope.run = step, self
-        return scope
-
-    def body_cut_off(self, step: Step) -> None:
-        """A body's process is gone, and it will run again: its inner work goes on meanwhile."""
-        self._waits.pop(step.id, None)
-        for work in self.inside.get(step.id, ()):
-            work.detach()
-
-    def stop_below(self, step: Step, again: bool, then: Callable[[], None]) -> None:
-        """Stop what is under way inside a body whose attempt failed, and go on when it has ended.
-
-        If the step will be tried `again`, the failures and decisions below it are removed, and what
-        followed from them, by rows of the writer's stream put right before `then` is called.
-        """
-        endings = [self.worker.executor.ending(begun) for begun in self._withdraw_below(step)]
-
-        def clear(_: object = None) -> None:
-            if self.leaving or step.group.closed:
-                return
-            if again:
-                self._clear_below(step.id)
-            then()
-
-        if endings:
-            asyncio.gather(*endings).add_done_callback(clear)
-        else:
-            clear()
-
-    def body_left(self, step: Step) -> None:
-        """A body has ended otherwise than by failing: nobody waits for what it left open."""
-        if step.id in self.inside:
-            self._withdraw_below(step)
-
-    def _withdraw_below(self, step: Step) -> list[Step]:
-        """Withdraw the work inside a body, and the work inside that; the steps of all of it."""
-        found: list[Step] = []
-        for work in list(self.inside.get(step.id, ())):
-            inner = list(work.steps())
-            found += inner
-            work.waiting = False
-            work.withdraw()
-            for one in inner:
-                if one.id in self.inside:
-                    found += self._withdraw_below(one)
-        self._waits.pop(step.id, None)
-        return found
-
-    def _clear_below(self, step_id: str) -> None:
-        """Forget failures and decisions below a step, and what was called after they were seen."""
-        steps = {
-            path: CallRecord(
-                path, one.status == "failed", one.in_group, one.call_number, one.visible_number
-            )
-            for path, one in self.recorded_steps.items()
-            if is_below(path, step_id)
-        }
-        groups = {
-            path: CallRecord(path, bool(one.decision), False, one.call_number, one.visible_number)
-            for path, one in self.recorded_groups.items()
-            if is_below(path, step_id)
-        }
-        failed = [path for path, one in steps.items() if one.failed]
-        timed_out = [p for p in groups if self.recorded_groups[p].decision == TIMEOUT]
-        dropped_steps, dropped_groups = plan_retry(steps, groups, failed, timed_out)
-        self.writer.put_clear(self.run_id, step_id)
-        for path in dropped_steps:
-            del self.recorded_steps[path]
-            if not steps[path].failed:
-                self.writer.put_drop(self.run_id, path, False)
-        for path in dropped_groups | {path for path, one in groups.items() if one.failed}:
-            del self.recorded_groups[path]
-            self.writer.put_drop(self.run_id, path, True)
+    @property
+    def hears(self) -> bool:
+        """Whether it waits for an event or a child."""
+        return self.inbox.in_use or self.children.in_use
 
 
 def _nothing() -> None:

@@ -53,8 +53,12 @@ class TimeRow:
 
     def write(self, now: datetime, value: Any) -> None:
         """Put it into the writer's stream."""
+        self.write_bytes(now, orjson.dumps(value))
+
+    def write_bytes(self, now: datetime, output: bytes) -> None:
+        """The same of a value that is encoded already."""
         step = self.step
-        step.status, step.output = "completed", orjson.dumps(value)
+        step.status, step.output = "completed", output
         step.started_us = step.completed_us = int(now.timestamp() * 1e6)
         step.completed_number = self._home.next_number()
         self._home.writer.put_steps([step])
@@ -95,7 +99,7 @@ class Sleep(Work):
             self._wait()
             return
         now = self._clock.now()
-        self.wake_at = self._until if self._until is not None else _later(now, self._seconds or 0.0)
+        self.wake_at = self._until if self._until is not None else later(now, self._seconds or 0.0)
         self._row.write(now, self.wake_at.isoformat())
         self.home.writer.after_commit(self._wait)
 
@@ -124,7 +128,8 @@ class Sleep(Work):
             self._timer = self.home.set_timer(left_s, self._wait, self.wake_at)
 
 
-def _later(now: datetime, seconds: float) -> datetime:
+def later(now: datetime, seconds: float) -> datetime:
+    """`now` and so long. Raises `InvalidInput` beyond what can be stored."""
     try:
         at = now + timedelta(seconds=seconds)
     except OverflowError:
@@ -189,7 +194,7 @@ class Deadline:
                 self.expired_number = ended.completed_number
         elif started is None:
             now = self._clock.now()
-            self.moment = _later(now, self._seconds)
+            self.moment = later(now, self._seconds)
             self._start.write(now, self.moment.isoformat())
         self.inside = True
         if not self._known:

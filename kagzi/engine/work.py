@@ -57,6 +57,9 @@ class Home(Protocol):
     ) -> Any:
         """Call back later; `at` is when, by the store's clock. The handle has `cancel()`."""
 
+    def settle_down(self) -> None:
+        """Something has begun to wait for what may take long."""
+
     async def pass_deadlines(self, scope: Scope, recorded: StoredStep | None) -> None:
         """On replay: wait here if a block's time was up before this was recorded."""
 

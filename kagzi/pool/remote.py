@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from kagzi.context import Context
+from kagzi.definition import ChildDefinition
 from kagzi.engine.tasks import assign_scope, current_scope
 from kagzi.errors import InvalidInput, OutsideRun
 from kagzi.host import GroupOutcome, GroupRequest, StepFuture, StepRequest
@@ -75,6 +76,12 @@ class RemoteHost:
     def scheduled_at(self) -> datetime | None:
         raise _workflow_only("ctx.scheduled_at", "; give it to the step as an argument")
 
+    def wait_event(self, *_: Any) -> StepFuture[Any]:
+        raise _workflow_only("ctx.wait_event")
+
+    async def publish(self, key: str, value: bytes) -> None:
+        raise _workflow_only("ctx.publish")
+
     def store_now(self) -> datetime:
         raise _workflow_only("the store's clock")
 
@@ -127,6 +134,8 @@ class RemoteHost:
 
 
 def _check_travels(definition: Any) -> None:
+    if isinstance(definition, ChildDefinition):
+        raise _workflow_only("a child run")
     if not definition.registered:
         raise InvalidInput(
             f"{definition.short_name!r} is not a registered step: a step that runs in a pool "

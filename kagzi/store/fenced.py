@@ -339,6 +339,7 @@ _RUN_COLUMNS: _Columns = (
     ("output", BYTES),
     ("error", BYTES),
     ("wake_at", TIMES),
+    ("news", INTS),
 )
 _MARK_COLUMNS: _Columns = (("run_id", UUIDS), ("path", TEXTS), ("number", INTS))
 _MEMO_COLUMNS: _Columns = (

@@ -77,3 +77,8 @@ def done_channel(schema: str) -> str:
 def queues_channel(schema: str) -> str:
     """Where it is said that the limits of a queue have changed."""
     return f"{schema}_queues"
+
+
+def news_channel(schema: str) -> str:
+    """Where it is said that somebody outside wants something of a run."""
+    return f"{schema}_news"

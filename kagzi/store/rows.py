@@ -68,7 +68,11 @@ class MemoRow:
 
 @dataclass(slots=True)
 class RunRow:
-    """A run that its worker lets go of: finished, parked or given back."""
+    """A run that its worker lets go of: finished, parked or given back.
+
+    Attributes:
+        news: How much had been heard from outside; with more than that it is not parked but due.
+    """
 
     run_id: UUID
     epoch: int
@@ -76,6 +80,7 @@ class RunRow:
     output: bytes | None = None
     error: bytes | None = None
     wake_at: datetime | None = None
+    news: int = 0
 
 
 @dataclass(slots=True)

@@ -63,6 +63,8 @@ class ClaimedRun:
     crash_count: int  # this claim included
     created_at: datetime
     scheduled_at: datetime | None = None
+    news: int = 0
+    parent_run_id: UUID | None = None
     steps: dict[str, StoredStep] = field(default_factory=dict)
     groups: dict[str, StoredGroup] = field(default_factory=dict)
     attempts: dict[str, StoredAttempts] = field(default_factory=dict)

@@ -70,6 +70,10 @@ class Keeper:
         """A run may be due."""
         self.incarnation.wake()
 
+    def hear(self) -> None:
+        """Somebody may want something of a run that is held here."""
+        self.incarnation.hear()
+
     def look_at_queues(self) -> None:
         """Limits of a queue may have changed."""
         self.incarnation.look_at_queues()

@@ -30,7 +30,8 @@ from kagzi.registry import registry
 from kagzi.store.checkpoints import CheckpointWriter
 from kagzi.store.fenced import FencedConnection
 from kagzi.store.history import History
-from kagzi.store.listener import done_channel, due_channel
+from kagzi.store.listener import done_channel, due_channel, news_channel
+from kagzi.store.operations import change_run, read_news, tell_ends
 from kagzi.store.rows import StoredStep
 from kagzi.store.store import ClaimedRun, Store
 from kagzi.worker.heartbeat import Heartbeat
@@ -118,9 +119,11 @@ class Worker:
         self._suspect: UUID | None = None
         self._probation_until = 0.0
         self._wake = asyncio.Event()
+        self._news = asyncio.Event()
         self._idle = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._notifying: asyncio.Task[None] | None = None
+        self._to_notify: set[str] = set()  # channels
         connector = store.connector
         self.history = History(connector.schema)
         self._fenced = FencedConnection(connector, self.worker_id, self.history)
@@ -136,7 +139,7 @@ class Worker:
         self.executor = Executor(self.loop)
         self._local_place = LocalPlace(
             self.loop,
-            lambda task, step: assign_scope(task, step.run.body_scope(step)),
+            lambda task, step: assign_scope(task, step.run.bodies.scope(step)),
             lambda step: Context(step.run),
             self.answers.returned,
             self._local_failed,
@@ -144,7 +147,9 @@ class Worker:
         )
         self.pool: Pool | None = None
         self._watch = LoopWatch(self.loop)
-        self._ticker = Ticker(store, self.poll_s, self._announce)
+        self._ticker = Ticker(
+            store, self.poll_s, self._announce, lambda run_id: change_run(store, run_id, "cancel")
+        )
         self._janitor = Janitor(store, check_retention(retain_s), LOOKS * self.poll_s)
         self._heartbeat = Heartbeat(
             connector,
@@ -202,6 +207,7 @@ class Worker:
         self._watch.start()
         self._tasks = [
             self.loop.create_task(self._claim_for_ever()),
+            self.loop.create_task(self._hear_for_ever()),
             self.loop.create_task(self._rescue_for_ever()),
             self.loop.create_task(self._ticker.tick_for_ever()),
             self.loop.create_task(self._janitor.clean_for_ever()),
@@ -283,6 +289,10 @@ class Worker:
         """Limits of a queue may have changed."""
         self._lines.forget()
         self._wake.set()
+
+    def hear(self) -> None:
+        """Somebody may want something of a run that is held here."""
+        self._news.set()
 
     def _call(self, function: Callable[..., None], *args: Any) -> None:
         try:
@@ -376,15 +386,33 @@ class Worker:
             self._run_left(run.run_id, status)
         self._wake.set()
         self._idle.set()
-        if status.is_terminal and self._notifying is None:
-            self._notifying = self.loop.create_task(self._notify_done())
+        if run.claimed.parent_run_id is not None or status is RunStatus.CANCELLED:
+            self._news.set()  # others are to hear of it
+        if status.is_terminal:
+            self._tell(done_channel)
 
-    async def _notify_done(self) -> None:
-        # One notification speaks for all runs that ended until it is sent.
+    def is_crowded(self) -> bool:
+        return len(self.runs) >= self.concurrency
+
+    def children_changed(self) -> None:
+        """Runs that belong to runs held here were started or changed: look, here and elsewhere."""
+        self._wake.set()
+        self._news.set()
+        self._tell(due_channel, news_channel)
+
+    def _tell(self, *channels: Callable[[str], str]) -> None:
+        # One notification speaks for all that happened until it is sent.
+        self._to_notify |= {channel(self.store.connector.schema) for channel in channels}
+        if self._notifying is None:
+            self._notifying = self.loop.create_task(self._notify())
+
+    async def _notify(self) -> None:
         await asyncio.sleep(0)
         self._notifying = None
+        channels, self._to_notify = self._to_notify, set()
         try:
-            await self.store.notify(done_channel(self.store.connector.schema))
+            for channel in sorted(channels):
+                await self.store.notify(channel)
         except StoreError as error:
             logger.debug("no notification: %s", error)
 
@@ -392,6 +420,29 @@ class Worker:
         """Runs were started: claim some, and tell the others."""
         self._wake.set()
         await self.store.notify(due_channel(self.store.connector.schema))
+
+    async def _hear_for_ever(self) -> None:
+        """Look what others want of the runs held here, and let others hear of runs that ended."""
+        while True:
+            self._news.clear()
+            try:
+                if self.runs:
+                    for run_id, request, news in await read_news(self.store, self.worker_id):
+                        run = self.runs.get(run_id)
+                        if run is not None:
+                            run.hear(request, news)
+                if await tell_ends(self.store):
+                    self.children_changed()
+                    continue
+            except StoreError as error:
+                logger.debug("hearing waits: %s", error)
+            except Exception:
+                logger.exception("hearing failed, and is tried again")
+            try:
+                async with asyncio.timeout(self.poll_s):
+                    await self._news.wait()
+            except TimeoutError:
+                pass
 
     async def _rescue_for_ever(self) -> None:
         waiting = Telling(logger, "rescue waits: %s")

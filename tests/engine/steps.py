@@ -323,3 +323,18 @@ async def slow_to_leave(folder: str, entry: str, gate: str) -> str:
         raise
     witness.note(f"-{entry}")
     return entry
+
+
+@kagzi.step
+async def fails_until(folder: str, gate: str) -> str:
+    """Fails while the gate is shut."""
+    if not Witness(folder).is_open(gate):
+        raise Flaky(f"{gate} is shut")
+    return "at last"
+
+
+@kagzi.step
+async def notes_below(ctx: Context, folder: str, entry: str) -> list[str]:
+    """Two inner steps, `below/0` and `below/1`."""
+    calls = [note.bind(folder, f"{entry}{index}") for index in range(2)]
+    return await ctx.parallel_vec("below", calls)

@@ -45,7 +45,7 @@ UPDATE {schema}.workflow_runs r SET apart = chosen.aside,
     started_at = CASE WHEN aside THEN started_at ELSE coalesce(started_at, {schema}.now_at()) END
 FROM chosen WHERE r.id = chosen.id
 RETURNING r.id, r.external_id, r.workflow, r.version, r.priority, r.epoch, r.input, r.crash_count,
-    r.created_at, r.scheduled_at, aside;
+    r.created_at, r.scheduled_at, r.news, r.parent_run_id, aside;
 
 -- name: free_strays
 -- Frees runs that a worker holds without knowing it. Index: workflow_runs_held.

@@ -7,12 +7,15 @@ SELECT pg_catalog.pg_try_advisory_xact_lock(
     pg_catalog.hashtextextended(%(schema)s || ':kagzi:retention', 0));
 
 -- name: find_expired_runs
--- Runs that ended long enough ago, the oldest first, with their checkpoints counted.
+-- Runs that ended long enough ago, the oldest first, with their checkpoints counted. A child stays
+-- as long as its parent goes on, which may ask for its result again.
 -- Indexes: workflow_runs_finished, step_runs_pkey.
 SELECT r.id, (SELECT count(*) FROM {schema}.step_runs s WHERE s.run_id = r.id)
 FROM (
-    SELECT id, completed_at FROM {schema}.workflow_runs
-    WHERE completed_at < {schema}.now_at() - make_interval(secs => %(retain_s)s)
+    SELECT id, completed_at FROM {schema}.workflow_runs f
+    WHERE completed_at < {schema}.now_at() - make_interval(secs => %(retain_s)s) AND told
+        AND NOT EXISTS (SELECT 1 FROM {schema}.workflow_runs p
+            WHERE p.id = f.parent_run_id AND p.completed_at IS NULL)
     ORDER BY completed_at LIMIT %(most)s
 ) r ORDER BY r.completed_at;
 
@@ -29,6 +32,10 @@ WITH gone AS MATERIALIZED (
     DELETE FROM {schema}.step_attempts t USING gone WHERE t.run_id = gone.id
 ), groups AS (
     DELETE FROM {schema}.parallel_groups t USING gone WHERE t.run_id = gone.id
+), events AS (
+    DELETE FROM {schema}.run_events t USING gone WHERE t.run_id = gone.id
+), published AS (
+    DELETE FROM {schema}.run_values t USING gone WHERE t.run_id = gone.id
 )
 DELETE FROM {schema}.workflow_runs r USING gone WHERE r.id = gone.id RETURNING r.id;
 

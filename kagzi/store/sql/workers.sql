@@ -49,14 +49,19 @@ DELETE FROM {schema}.worker_leases WHERE worker_id IN (SELECT worker_id FROM lea
 
 -- name: free_runs
 -- Frees every run whose worker is ended, not only those ended just now: as part of the statement
--- above, its older snapshot would orphan runs. Index: workflow_runs_held.
+-- above, its older snapshot would orphan runs. What was asked of the worker takes effect now.
+-- Index: workflow_runs_held.
 WITH held AS MATERIALIZED (
     SELECT r.id FROM {schema}.workflow_runs r
     JOIN {schema}.workers w ON w.id = r.worker_id
     WHERE r.worker_id IS NOT NULL AND w.status = 'ended'
     ORDER BY r.id FOR UPDATE OF r SKIP LOCKED
 )
-UPDATE {schema}.workflow_runs r SET status = 'pending', worker_id = NULL,
+UPDATE {schema}.workflow_runs r SET
+    status = CASE r.request WHEN 'cancel' THEN 'cancelled' WHEN 'pause' THEN 'paused'
+        ELSE 'pending' END,
+    completed_at = CASE WHEN r.request = 'cancel' THEN {schema}.now_at() END,
+    told = r.request IS DISTINCT FROM 'cancel', request = NULL, worker_id = NULL,
     wake_at = {schema}.now_at()
 FROM held WHERE r.id = held.id;
 
