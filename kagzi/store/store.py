@@ -352,11 +352,6 @@ class Store:
         """
         return len(await self.rows("free_strays", worker_id=worker_id, run_ids=list(driven)))
 
-    async def next_due_s(self) -> float | None:
-        """Seconds until the earliest sleeping run is due; None when none sleeps."""
-        rows = await self.ask("next_due")
-        return rows[0][0] if rows else None
-
     # --- memos ------------------------------------------------------------------------------
 
     async def find_memos(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:

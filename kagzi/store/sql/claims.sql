@@ -53,8 +53,3 @@ UPDATE {schema}.workflow_runs SET status = 'pending', worker_id = NULL,
     wake_at = {schema}.now_at(), crash_count = greatest(0, crash_count - 1)
 WHERE worker_id = %(worker_id)s AND id <> ALL(%(run_ids)s::uuid[])
 RETURNING id;
-
--- name: next_due
--- When the earliest sleeping run is due, in seconds from now. Index: workflow_runs_due.
-SELECT extract(epoch FROM min(wake_at) - {schema}.now_at())::float8 FROM {schema}.workflow_runs
-WHERE status = 'sleeping';

@@ -1,0 +1,175 @@
+"""Which indexes serve the engine's statements when there are 100,000 runs.
+
+Each statement is planned twice: with its parameters, as at first, and without, as the server does
+when it has been asked the same often enough. Nothing is executed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from kagzi.store.queries import load_queries
+from tests.fix_db import Databases
+
+QUERIES = load_queries("kagzi")
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+SOME_RUN, SOME_WORKER = UUID(int=1), UUID(int=2)
+
+# Nine in ten runs have ended; of the others most wait or sleep, some are held by five workers.
+MANY = """
+INSERT INTO kagzi.workers (id, host, boot_id, pid, process_started, status)
+SELECT md5(n::text)::uuid, 'h', 'b', n, '', CASE WHEN n = 5 THEN 'ended' ELSE 'active' END
+FROM generate_series(1, 5) n;
+
+INSERT INTO kagzi.schedules (id, workflow, version, pinned, cron, timezone, catch_up, overlap,
+    next_at, input)
+SELECT 's' || n, 'w', '1', false, '* * * * *', 'UTC', 'last',
+    (ARRAY['allow', 'skip', 'cancel'])[1 + n % 3], now() + n * interval '1 minute', '[]'
+FROM generate_series(1, 1000) n;
+
+INSERT INTO kagzi.workflow_runs (id, external_id, workflow, version, status, input, wake_at, epoch,
+    worker_id, created_at, started_at, completed_at, schedule_id, scheduled_at)
+SELECT md5('run' || n)::uuid, 'run' || n, 'w' || n % 7, '1', s.status, '[]',
+    CASE s.status WHEN 'sleeping' THEN now() + n * interval '1 minute'
+        ELSE now() - n * interval '1 second' END, 1,
+    CASE WHEN s.status = 'running' THEN md5((1 + n % 5)::text)::uuid END,
+    now() - n * interval '1 minute',
+    CASE WHEN s.status <> 'pending' THEN now() - n * interval '1 minute' END,
+    CASE WHEN s.status IN ('completed', 'failed') THEN now() - n * interval '30 seconds' END,
+    CASE WHEN n % 4 = 0 THEN 's' || n % 1000 END,
+    CASE WHEN n % 4 = 0 THEN now() - n * interval '1 minute' END
+FROM generate_series(1, 100000) n
+CROSS JOIN LATERAL (SELECT CASE
+    WHEN n % 100 < 3 THEN 'pending' WHEN n % 100 < 8 THEN 'sleeping' WHEN n % 100 = 8 THEN 'running'
+    WHEN n % 100 = 9 THEN 'failed' ELSE 'completed' END AS status) s;
+
+INSERT INTO kagzi.step_runs (run_id, step_id, function, status, input_hash, attempts, started_at,
+    completed_at, call_number, completed_number, worker_id, process_id)
+SELECT md5('run' || n)::uuid, 'step' || m, 'f', 'completed', '', 1, now(), now(), m, m,
+    md5('1')::uuid, 0
+FROM generate_series(1, 20000) n, generate_series(1, 3) m;
+
+INSERT INTO kagzi.memos (key, function, output, run_id, expires_at)
+SELECT n::text::bytea, 'f', '', md5('1')::uuid, now() + n * interval '1 minute'
+FROM generate_series(1, 20000) n
+"""
+
+IDS = [uuid4() for _ in range(100)]
+PARAMETERS: dict[str, dict[str, Any]] = {
+    "claim_runs": {
+        **{"worker_id": SOME_WORKER, "names": ["w1", "w2"], "versions": ["1", "1"], "most": 100},
+        **{"suspects": 1, "takes_default": True, "served": None},
+    },
+    "free_strays": {"worker_id": SOME_WORKER, "run_ids": IDS},
+    "free_runs": {},
+    "find_expired": {},
+    "insert_run": {
+        **{"id": SOME_RUN, "external_id": "x", "workflow": "w", "version": "1", "priority": 0},
+        **{"input": b"[]", "pinned": False, "queue": "default", "queue_key": ""},
+    },
+    "read_run_by_key": {"workflow": "w1", "external_id": "run1"},
+    "find_runs": {"external_id": "run1"},
+    "read_run": {"id": SOME_RUN},
+    "read_status": {"id": SOME_RUN},
+    "count_steps": {"id": SOME_RUN},
+    "describe_steps": {"id": SOME_RUN},
+    "list_runs": {"status": None, "workflow": None, "most": 50},
+    "list_runs of a status": {"status": "failed", "workflow": None, "most": 50},
+    "list_runs of a workflow": {"status": None, "workflow": "w1", "most": 50},
+    "load_steps": {"run_ids": IDS},
+    "find_memos": {"keys": [b"1", b"2"]},
+    "find_due_schedules": {"within_s": 1.0, "except_ids": [], "most": 500},
+    "start_ticks": {
+        **{"ids": ["s1", "s2"], "revisions": [1, 1], "next_ats": [NOW, NOW]},
+        **{"later_ats": [NOW, NOW], "tick_ids": ["s1", "s2"], "run_ids": IDS[:2]},
+        **{"external_ids": ["s1@a", "s2@b"], "ticks": [NOW, NOW]},
+    },
+    "find_overlapped": {},
+    "find_expired_runs": {"retain_s": 30 * 86_400.0, "most": 500},
+    "find_expired_runs of a short time": {"retain_s": 60.0, "most": 500},
+    "delete_runs": {"run_ids": IDS},
+    "delete_expired_memos": {"most": 2000},
+}
+LARGE = {"workflow_runs", "step_runs", "memos"}
+
+# By which index the runs are found, where another one would read more of them than it should.
+EXPECTED = {
+    "claim_runs": {"workflow_runs_due", "workflow_runs_suspect"},
+    "free_runs": {"workflow_runs_held"},
+    "free_strays": {"workflow_runs_held"},
+    "list_runs": {"workflow_runs_created"},
+    "find_overlapped": {"workflow_runs_of_schedule"},
+    "start_ticks": {"workflow_runs_of_schedule"},
+    "find_expired_runs": {"workflow_runs_finished"},
+    "delete_expired_memos": {"memos_expiry"},
+}
+
+
+@pytest.fixture(scope="module")
+def connection(databases: Databases) -> Iterator[psycopg.Connection[Any]]:
+    """A database with many runs in it, whose statistics are true."""
+    name = databases.clone()
+    with psycopg.connect(databases.dsn_of(name), autocommit=True) as made:
+        made.execute(MANY)
+        made.execute("VACUUM ANALYZE")
+        yield made
+    databases.retire(name)
+
+
+def plan_of(
+    connection: psycopg.Connection[Any], statement: str, parameters: dict[str, Any], mode: str
+) -> dict[str, Any]:
+    query = QUERIES[statement]
+    names = list(dict.fromkeys(re.findall(r"%\((\w+)\)s", query)))
+    for number, name in enumerate(names, 1):
+        query = query.replace(f"%({name})s", f"${number}")
+    connection.execute(f"SET plan_cache_mode = force_{mode}_plan".encode())
+    connection.execute(f"PREPARE planned AS {query.replace('%%', '%')}".encode())
+    try:
+        values = sql.SQL(", ").join(sql.Literal(parameters[name]) for name in names)
+        execute = sql.SQL("({})").format(values) if names else sql.SQL("")
+        explain = sql.SQL("EXPLAIN (FORMAT JSON) EXECUTE planned {}").format(execute)
+        (row,) = connection.execute(explain).fetchall()
+    finally:
+        connection.execute("DEALLOCATE planned")
+    plan = row[0] if isinstance(row[0], list) else json.loads(row[0])
+    return plan[0]["Plan"]  # type: ignore[no-any-return]
+
+
+def nodes_of(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for inner in plan.get("Plans", ()):
+        yield from nodes_of(inner)
+
+
+@pytest.mark.parametrize("mode", ["custom", "generic"])
+@pytest.mark.parametrize("case", PARAMETERS)
+def test_statement_finds_its_rows_by_an_index(
+    case: str, mode: str, connection: psycopg.Connection[Any]
+) -> None:
+    nodes = list(nodes_of(plan_of(connection, case.split()[0], PARAMETERS[case], mode)))
+    whole = {node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"}
+    assert not whole & LARGE
+    used = {node["Index Name"] for node in nodes if "Index Name" in node}
+    assert EXPECTED.get(case, set()) <= used
+
+
+def test_a_statement_that_reads_all_runs_is_seen(connection: psycopg.Connection[Any]) -> None:
+    """The control: one that is meant to."""
+    nodes = list(nodes_of(plan_of(connection, "list_versions", {"workflow": None}, "custom")))
+    whole = {node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"}
+    assert "workflow_runs" in whole
+
+
+def test_every_statement_that_is_planned_exists() -> None:
+    assert {case.split()[0] for case in PARAMETERS} <= QUERIES.keys()
+    assert EXPECTED.keys() <= PARAMETERS.keys()
