@@ -138,6 +138,7 @@ class Definition:
         memo: MemoScope | None = None,
         memo_ttl: float | timedelta | None = None,
         memo_version: str | int = "",
+        transaction: bool = False,
         registered: bool = True,
     ) -> None:
         if not callable(function):
@@ -170,6 +171,7 @@ class Definition:
         if memo is None and (memo_ttl is not None or memo_version != ""):
             raise InvalidDefinition("memo_ttl and memo_version need memo='workflow' or 'global'")
         self.memo = memo
+        self.cpu = bool(cpu)
         self.memo_ttl_s = None if memo_ttl is None else check_duration_s("memo_ttl", memo_ttl)
         self.memo_version = str(memo_version)
         self.wants_context = wants_context(function)
@@ -178,18 +180,41 @@ class Definition:
                 f"{located(function)} is a sync function with a Context parameter: "
                 "a step that opens groups must be `async def`"
             )
-        self.cpu = bool(cpu)
         if self.cpu:
             self.lane = LANE_CPU
         else:
             self.lane = LANE_ASYNC if self.is_async else LANE_THREAD
+        self.transaction = bool(transaction)
+        if self.transaction:
+            self._check_transaction(where)
+            where = "coordinator"
         if where == "pool" and self.reference is None:
             raise InvalidDefinition(
                 f"{located(function)} cannot be imported by a pool process: "
                 "move it to the top level of a module, or leave out where='pool'"
             )
         self.in_pool = registered and self.reference is not None and where != "coordinator"
-        self.arguments = ArgumentsCodec(function, skip_first=self.wants_context)
+        skip_first = self.wants_context or self.transaction
+        self.arguments = ArgumentsCodec(function, skip_first=skip_first)
+
+    def _check_transaction(self, where: Where | None) -> None:
+        """Raise `InvalidDefinition` unless the body can write in its checkpoint's transaction."""
+        name = located(self.function)
+        parameters = list(inspect.signature(self.function).parameters.values())
+        if not self.is_async or not parameters:
+            raise InvalidDefinition(
+                f"{name} must be `async def` with a connection as its first parameter: a step with "
+                "transaction=True writes over the psycopg.AsyncConnection that it is given"
+            )
+        if self.wants_context:
+            raise InvalidDefinition(
+                f"{name} asks for a Context, but a step with transaction=True gets a connection"
+            )
+        if where == "pool" or self.cpu or self.memo is not None:
+            raise InvalidDefinition(
+                f"{name}: a step with transaction=True runs in the worker's own process, where its "
+                "connection is; leave out where='pool', cpu and memo"
+            )
 
     @functools.cached_property
     def returns(self) -> Codec[Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Coroutine, Iterable
 from datetime import timedelta
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from kagzi.definition import (
     Call,
@@ -126,6 +126,15 @@ def step(
     memo_ttl: float | timedelta | None = None,
     memo_version: str | int = "",
 ) -> _StepDecorator: ...
+@overload
+def step(
+    *,
+    transaction: Literal[True],
+    name: str | None = None,
+    retry: Retry | None = None,
+    timeout: float | timedelta | None = None,
+    limit: int | None = None,
+) -> _TransactionDecorator: ...
 def step(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     """Register a function as a step.
 
@@ -141,6 +150,9 @@ def step(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
             with the same input. Only for steps whose result depends on their input alone.
         memo_ttl: Seconds (or timedelta) for which a memo answers; default for ever.
         memo_version: Change it when the function's meaning changes.
+        transaction: The body's first parameter is a `psycopg.AsyncConnection` within the
+            transaction that commits its result: what it writes there is written exactly once. It
+            runs in the worker's own process and must not commit or roll back by itself.
 
     Raises:
         DuplicateName: Another function has the name.
@@ -166,6 +178,14 @@ class _StepDecorator(Protocol):
     ) -> StepFunction[P, P, Coroutine[Any, Any, T], T]: ...
     @overload
     def __call__(self, function: Callable[P, T], /) -> StepFunction[P, P, T, T]: ...
+
+
+class _TransactionDecorator(Protocol):
+    """What `@kagzi.step(transaction=True)` is to a type checker."""
+
+    def __call__(
+        self, function: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]], /
+    ) -> StepFunction[Concatenate[Any, P], P, Coroutine[Any, Any, T], T]: ...
 
 
 class _WorkflowDecorator(Protocol):

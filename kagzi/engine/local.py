@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -42,6 +42,7 @@ class LocalPlace:
     Args:
         prepare: Gives the new task of a step's body its scope.
         context_for: The Context that a step asks for.
+        transact: Runs a body over a connection and commits its checkpoint with what it wrote.
         returned, failed, ended: Told how each body ended.
     """
 
@@ -50,6 +51,7 @@ class LocalPlace:
         loop: asyncio.AbstractEventLoop,
         prepare: Callable[[asyncio.Task[Any], Step], None],
         context_for: Callable[[Step], Any],
+        transact: Callable[[Step, Callable[[Any], Any]], Awaitable[Any]],
         returned: Callable[[Step], None],
         failed: Callable[[Step, bytes, bool], None],
         ended: Callable[[Step], None],
@@ -58,6 +60,7 @@ class LocalPlace:
         self.place = Place((0, 0, 0, *(ROOM[lane] for lane in sorted(ROOM))), self)
         self._prepare = prepare
         self._context_for = context_for
+        self._transact = transact
         self._returned = returned
         self._failed = failed
         self._ended = ended
@@ -98,7 +101,10 @@ class LocalPlace:
             args, kwargs = definition.arguments.decode(step.input)
             if definition.wants_context:
                 args = (self._context_for(step), *args)
-            if definition.is_async:
+            if definition.transaction:
+                body = partial(_with_connection, definition.function, args, kwargs)
+                value = await self._timed(step, self._transact(step, body))
+            elif definition.is_async:
                 value = await self._timed(step, definition.function(*args, **kwargs))
             else:
                 value, error = await self._timed(step, self._in_thread(step, args, kwargs))
@@ -165,6 +171,12 @@ class LocalPlace:
 
     def _take_thread_back(self, lane: int) -> None:
         self.place.set_room(lane, min(ROOM[lane], self.place.room(lane) + 1))
+
+
+async def _with_connection(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], connection: Any
+) -> Any:
+    return await function(connection, *args, **kwargs)
 
 
 def _call(

@@ -34,6 +34,7 @@ from kagzi.store.listener import done_channel, due_channel, news_channel
 from kagzi.store.operations import change_run, read_news, tell_ends
 from kagzi.store.rows import StoredStep
 from kagzi.store.store import ClaimedRun, Store
+from kagzi.store.transactions import Transactions
 from kagzi.worker.heartbeat import Heartbeat
 from kagzi.worker.incarnation import boot_id, host_name, is_gone, process_start
 from kagzi.worker.janitor import Janitor, check_retention
@@ -135,12 +136,14 @@ class Worker:
             _refuse,
             self._lose,
         )
+        self._transactions = Transactions(connector, self.worker_id)
         self.answers = Answers(self)
         self.executor = Executor(self.loop)
         self._local_place = LocalPlace(
             self.loop,
             lambda task, step: assign_scope(task, step.run.bodies.scope(step)),
             lambda step: Context(step.run),
+            self._transactions.run,
             self.answers.returned,
             self._local_failed,
             self.executor.finish,
@@ -250,6 +253,7 @@ class Worker:
             await asyncio.gather(self._notifying, return_exceptions=True)
         await self._fenced.close()
         await self._fenced_large.close()
+        await self._transactions.close()
         if answers:
             try:
                 async with asyncio.timeout(LAST_WORD_S):
