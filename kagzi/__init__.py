@@ -64,6 +64,7 @@ from kagzi.errors import (  # noqa: E402
     UnknownStep,
     UnknownWorkflow,
 )
+from kagzi.findings import BrokenRun, CheckProblem, CheckReport  # noqa: E402
 from kagzi.handle import RunHandle  # noqa: E402
 from kagzi.host import StepFuture, current_step  # noqa: E402
 from kagzi.model import (  # noqa: E402
@@ -92,8 +93,11 @@ __version__ = "0.1.0"
 __all__ = [
     "AllStepsFailed",
     "AttemptRecord",
+    "BrokenRun",
     "Call",
     "CatchUp",
+    "CheckProblem",
+    "CheckReport",
     "ChildFailed",
     "ChildHandle",
     "Client",

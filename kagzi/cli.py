@@ -18,6 +18,7 @@ import uvloop
 
 import kagzi
 from kagzi.command import operations
+from kagzi.command.check import check
 from kagzi.command.plain import details_data, summary_data
 from kagzi.command.retention import delete
 from kagzi.command.schedules import schedule, schedules, unschedule
@@ -64,7 +65,7 @@ def main() -> None:
 
 # --- commands -------------------------------------------------------------------------------
 
-for command in (versions, schedule, schedules, unschedule, delete, *operations.COMMANDS):
+for command in (check, versions, schedule, schedules, unschedule, delete, *operations.COMMANDS):
     main.add_command(command)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from datetime import timedelta
 from types import TracebackType
@@ -13,9 +13,11 @@ from uuid import UUID
 
 import psycopg
 
+from kagzi.checking import check_runs
 from kagzi.codec.failures import kagzi_error_from
 from kagzi.definition import Workflow
 from kagzi.errors import InvalidInput, RunFailed, RunWasCancelled
+from kagzi.findings import CheckReport
 from kagzi.handle import UNTYPED, RunHandle
 from kagzi.model import (
     DEFAULT_QUEUE,
@@ -442,6 +444,28 @@ class Client(Operations):
     async def queues(self) -> list[QueueSummary]:
         """Queues with limits, or with runs that are not finished."""
         return await list_queues(self._store)
+
+    async def check(
+        self,
+        *,
+        status: RunStatus | str | Iterable[RunStatus | str] | None = None,
+        workflow: Workflow[..., Any] | str | None = None,
+        limit: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> CheckReport:
+        """Replay recorded runs against the code of this process; tell which would break, and where.
+
+        Changes nothing: reads in read-only transactions, runs no step, waits for no timer. A run
+        that has not ended is fine when its code goes on behind what is recorded; one that has
+        completed must return the same, over the same steps. Workflow functions run in a thread.
+
+        Args:
+            status: Only runs that stand so; one status or several.
+            workflow: Only runs of this workflow, of any version.
+            limit: At most so many, the newest.
+            progress: Told now and then: runs checked, and how many there are.
+        """
+        return await check_runs(self._store, status, workflow, limit, progress)
 
     # --- workers ----------------------------------------------------------------------------
 

@@ -95,7 +95,20 @@ class StepConflict(KagziError):
 
 
 class NonDeterminism(KagziError):
-    """The code asked for another step than the one recorded under this id."""
+    """The code asked for another step than the one recorded under this id.
+
+    Attributes:
+        step_id: Of the step, or path of the group.
+        recorded, asked: What is on record under it, and what the code asks for now.
+    """
+
+    def __init__(
+        self, message: str = "", step_id: str = "", recorded: str = "", asked: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.step_id = step_id
+        self.recorded = recorded
+        self.asked = asked
 
 
 class NestingTooDeep(KagziError, RecursionError):

@@ -90,6 +90,7 @@ CALLABLES: dict[Callable[..., Any], list[str]] = {
     kagzi.Client.runs: ["status", "workflow", "limit"],
     kagzi.Client.retry: ["run", "steps"],
     kagzi.Client.versions: ["workflow"],
+    kagzi.Client.check: ["status", "workflow", "limit", "progress"],
     kagzi.Client.set_default_version: ["workflow", "version"],
     kagzi.Client.delete: ["run"],
     kagzi.Client.schedule: [
@@ -164,6 +165,8 @@ ATTRIBUTES: dict[type, set[str]] = {
     kagzi.RunDetails: {"id", "run_id", "status", "input", "steps", "groups", "attempts", "error"},
     kagzi.GroupRecord: {"path", "size", "limit", "cached", "wall_s", "steps_s", "speedup"},
     kagzi.Schedule: {"id", "workflow", "cron", "timezone", "paused", "next_at", "last_run_id"},
+    kagzi.CheckReport: {"checked", "same", "goes_on", "without_code", "broken", "is_success"},
+    kagzi.BrokenRun: {"id", "status", "problem", "step_id", "recorded", "asked", "message"},
     kagzi.StepRecord: {"id", "function", "status", "attempts", "parent_step_id", "duration_s"},
 }
 

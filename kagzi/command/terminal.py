@@ -42,7 +42,7 @@ EXIT_CODES = """\
 \b
 Exit codes:
   0    done
-  1    the run failed or was cancelled (demo: a promise did not hold)
+  1    the run failed or was cancelled (demo: a promise did not hold; check: a run would break)
   2    bad usage or input
   3    the store is unavailable, refuses, or has another schema
   4    no such run, step, workflow or schedule

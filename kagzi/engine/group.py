@@ -15,8 +15,8 @@ from uuid import UUID
 from kagzi._core import Gate, Slots, Step, hash_input
 from kagzi.codec.failures import read_failure
 from kagzi.engine.stream import Stream
-from kagzi.engine.work import Home, Work
-from kagzi.errors import GroupTimeout, NonDeterminism, StepFailed
+from kagzi.engine.work import Home, Work, changed
+from kagzi.errors import GroupTimeout, StepFailed
 from kagzi.host import GroupOutcome, GroupRequest
 from kagzi.model import ErrorStrategy, GroupKind
 from kagzi.scope import Scope
@@ -87,9 +87,11 @@ class Group(Work):
     def _check_shape(self, recorded: StoredGroup) -> None:
         request = self.request
         if recorded.kind != request.kind or recorded.size != len(request.ids):
-            error = NonDeterminism(
-                f"group {self.path!r} was recorded as {recorded.kind} of {recorded.size} steps, "
-                f"and the code now asks for {request.kind} of {len(request.ids)}"
+            error = changed(
+                f"group {self.path!r}",
+                self.path,
+                f"{recorded.kind} of {recorded.size} steps",
+                f"{request.kind} of {len(request.ids)}",
             )
             self.home.doom(error)
             raise error

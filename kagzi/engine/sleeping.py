@@ -12,8 +12,8 @@ import orjson
 
 from kagzi._core import Step, hash_input
 from kagzi.engine.clock import StoreClock
-from kagzi.engine.work import Home, Work
-from kagzi.errors import InvalidInput, NonDeterminism
+from kagzi.engine.work import Home, Work, changed
+from kagzi.errors import InvalidInput
 from kagzi.scope import Scope
 from kagzi.store.rows import StoredStep
 from kagzi.store.store import StoredGroup
@@ -43,9 +43,11 @@ class TimeRow:
         if stored is None:
             return None
         if stored.function != self._function or stored.input_hash != self.digest:
-            error = NonDeterminism(
-                f"step {self.step.id!r} was recorded as {stored.function!r} with other arguments "
-                f"than the {self._function!r} that the code now asks for"
+            asked = repr(self._function)
+            if stored.function == self._function:
+                asked = "the same with another"
+            error = changed(
+                f"step {self.step.id!r}", self.step.id, f"{stored.function!r} with one input", asked
             )
             self._home.doom(error)
             raise error

@@ -51,8 +51,11 @@ def current_scope() -> Scope | None:
         task = asyncio.current_task()
     except RuntimeError:
         return None
-    if task is None:
-        return None
+    return None if task is None else scope_of(task)
+
+
+def scope_of(task: asyncio.Task[Any]) -> Scope | None:
+    """Scope of a task, if it has one."""
     found = _scopes.get(task)
     return found if found is None or isinstance(found, Scope) else found.get()
 

@@ -82,6 +82,20 @@ class Home(Protocol):
         """The run cannot go on: end it as failed with this error."""
 
 
+def changed(what: str, path: str, recorded: str, asked: str) -> NonDeterminism:
+    """The error of code that asks for something else than what is recorded."""
+    return NonDeterminism(
+        f"{what} was recorded as {recorded}, and the code now asks for {asked}. Put the code back "
+        "and retry the run. To change code under runs that are under way, ask ctx.patched() there, "
+        "or register it as another version=; `kagzi check` names the runs that a change would "
+        "break. If the code is the same, something outside of steps decides: a clock, chance, a "
+        "file, the order of a set, which task was first",
+        path,
+        recorded,
+        asked,
+    )
+
+
 class Work:
     """A step or group that someone waits for. Joined by callers, each with a future of its own.
 
@@ -227,16 +241,11 @@ class Work:
         if stored.function == definition.name and stored.input_hash == digest:
             return
         if stored.function != definition.name:
-            what = (
-                f"was recorded as {stored.function!r}, and the code now asks for "
-                f"{definition.name!r}"
-            )
+            recorded, asked = repr(stored.function), repr(definition.name)
         else:
-            what = f"({definition.name!r}) was recorded with another input than the code now gives"
-        error = NonDeterminism(
-            f"step {step_id!r} {what}; put the code back, or start a new run: "
-            "decisions of a workflow may rest only on its own steps' results"
-        )
+            recorded = f"{stored.function!r} with one input"
+            asked = "the same with another"
+        error = changed(f"step {step_id!r}", step_id, recorded, asked)
         self.home.doom(error)
         raise error
 

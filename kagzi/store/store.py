@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 
 import orjson
@@ -96,6 +96,12 @@ class StartedRun:
     workflow: str
     version: str
     is_new: bool
+
+
+class Ask(Protocol):
+    """Gives the rows of the statement of a name."""
+
+    async def __call__(self, name: str, **parameters: Any) -> list[tuple[Any, ...]]: ...
 
 
 class Store:
@@ -335,12 +341,7 @@ class Store:
         claimed = {run.run_id: run for run in runs}
         known = [run_id for run_id, run in claimed.items() if run.epoch > 1]
         if known:
-            for run_id, step_id, *stored in await self.ask("load_steps", run_ids=known):
-                claimed[run_id].steps[step_id] = StoredStep(*stored)
-            for run_id, path, *group in await self.ask("load_groups", run_ids=known):
-                claimed[run_id].groups[path] = StoredGroup(*group)
-            for run_id, step_id, *attempts in await self.ask("load_attempts", run_ids=known):
-                claimed[run_id].attempts[step_id] = StoredAttempts(*attempts)
+            await load_checkpoints(self.ask, {run_id: claimed[run_id] for run_id in known})
         return Claims(sorted(claimed.values(), key=lambda run: (-run.priority, run.created_at)))
 
     async def free_strays(self, worker_id: UUID, driven: Sequence[UUID]) -> int:
@@ -441,6 +442,17 @@ class Store:
             if row is None:
                 raise UnknownRun(f"no run has the id {run_id}")
             yield connection, RunStatus(row[0]), row[1]
+
+
+async def load_checkpoints(ask: Ask, runs: dict[UUID, ClaimedRun]) -> None:
+    """Fill in what is recorded of these runs."""
+    known = list(runs)
+    for run_id, step_id, *stored in await ask("load_steps", run_ids=known):
+        runs[run_id].steps[step_id] = StoredStep(*stored)
+    for run_id, path, *group in await ask("load_groups", run_ids=known):
+        runs[run_id].groups[path] = StoredGroup(*group)
+    for run_id, step_id, *attempts in await ask("load_attempts", run_ids=known):
+        runs[run_id].attempts[step_id] = StoredAttempts(*attempts)
 
 
 def _summary(
