@@ -4,6 +4,7 @@ command     options, progress, exit code
 report      terminal tables, JSON
 page        the report as one HTML file; charts draws for it
 check       counts against those committed
+against     comparison with other libraries, each behind a module of sides
 suites      all benchmarks; of_steps, of_runs, of_machine, of_counts hold them
 rounds      our work and the floor's take turns
 session     a client and a worker on a schema of their own

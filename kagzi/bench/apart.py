@@ -18,6 +18,7 @@ def main() -> None:
     from kagzi.bench.counters import reset_peak, resident_mib
     from kagzi.bench.floor import PlainScript
     from kagzi.bench.helper import keep_answers_apart, serve, settings
+    from kagzi.bench.many import all_at_once, one_by_one
     from kagzi.bench.session import Bench, Session
 
     async def apart() -> None:
@@ -27,9 +28,17 @@ def main() -> None:
             await serve(
                 {
                     "pids": lambda: _value(session.pool_processes()),
-                    "group": lambda size: memory_of(session, run_of(session, work.nothings, size)),
+                    "memory": lambda size: memory_of(session, run_of(session, work.nothings, size)),
                     "streamed": lambda n: memory_of(session, run_of(session, work.streamed, n)),
                     "floor": lambda size: memory_of(session, floor_of(bench, size)),
+                    "group": lambda size: session.run(work.nothings, size),
+                    "pauses": lambda size, seconds: session.run(work.together, size, seconds),
+                    "sequence": lambda size: session.run(work.nothings_in_sequence, size),
+                    "replay": lambda size: replay(session, size),
+                    "race": lambda *args: session.run(work.raced, *args),
+                    "latency": lambda count: one_by_one(session.client, count),
+                    "runs": lambda count, steps: all_at_once(session.client, count, steps),
+                    "cpu": lambda size, cpu_s: session.run(work.computed, size, cpu_s),
                 }
             )
 
@@ -42,6 +51,9 @@ def main() -> None:
                 return await plain.group(size)
 
         return floor
+
+    async def replay(session: Session, size: int) -> float:
+        return (await session.drive_again(1, size, 0.0, True))[1]
 
     async def memory_of(session: Session, run: Callable[[], Any]) -> dict[str, float | None]:
         """Seconds, and MiB over what the processes had before."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Protocol, TypeVar
 
 import click
 import psycopg
@@ -15,11 +16,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from kagzi.bench import check
+from kagzi.bench.against import CONTESTS, PEERS, Compared, compare
 from kagzi.bench.catalogue import Suite
 from kagzi.bench.measure import Figure, cores, surroundings
 from kagzi.bench.page import page_of
 from kagzi.bench.report import (
     as_json,
+    comparison_of,
     cost_table_of,
     missed_of,
     print_regressions,
@@ -27,11 +30,12 @@ from kagzi.bench.report import (
     print_verdict,
     table_of,
 )
-from kagzi.bench.session import Bench, own_schema
+from kagzi.bench.session import SCHEMA, Bench, own_schema
 from kagzi.bench.suites import SUITES
 from kagzi.errors import KagziError
 from kagzi.store import embedded
 from kagzi.store.connections import redact
+from kagzi.store.migrate import migrate
 
 
 @click.command(
@@ -66,6 +70,11 @@ from kagzi.store.connections import redact
     type=click.Path(dir_okay=False, writable=True, path_type=Path),
     help="Write the benchmark counts to this file, to be committed.",
 )
+@click.option(
+    "--against",
+    help="Compare with these libraries, by a comma: dbos, absurd. NAMES then select among what is "
+    "compared; plain asyncio and the floor are always there.",
+)
 @click.option("--list", "only_list", is_flag=True, help="Name the benchmarks and stop.")
 @click.option("--dsn", help="Database; default DATABASE_URL, else the embedded server.")
 @click.option(
@@ -79,6 +88,7 @@ def main(
     html_file: Path | None,
     check_file: Path | None,
     counts_file: Path | None,
+    against: str | None,
     only_list: bool,
     dsn: str | None,
     processes: int | None,
@@ -88,10 +98,12 @@ def main(
     if not console.is_terminal:
         console.width = max(console.width, 120)
     if only_list:
-        for suite in SUITES.values():
-            console.print(f"{suite.name:<24}{suite.title}", highlight=False)
+        for listed in SUITES.values() if against is None else CONTESTS:
+            console.print(f"{listed.name:<24}{listed.title}", highlight=False)
         return
-    chosen = select(names)
+    peers = None if against is None else peers_of(against)
+    chosen = select(names, SUITES.values()) if peers is None else []
+    contests = select(names, CONTESTS) if peers is not None else []
     for file, option in (
         (json_file, "--json"),
         (html_file, "--html"),
@@ -103,6 +115,7 @@ def main(
     if (check_file or counts_file) and SUITES["counts"] not in chosen:
         raise click.UsageError("--check and --write-counts need the benchmark counts among NAMES")
     results: dict[str, list[Figure]] = {}
+    compared: list[Compared] = []
     try:
         with ExitStack() as stack:
             dsn = dsn or os.environ.get("DATABASE_URL") or None
@@ -111,6 +124,13 @@ def main(
             stack.enter_context(own_schema(dsn))
             around = surroundings(dsn)
             print_surroundings(console, around)
+            if peers is not None:
+                around["peers"] = [PEERS[name].versions() for name in peers]
+                migrate(dsn, SCHEMA)
+                with advancing(", ".join(("kagzi", *peers))) as advance:
+                    bench = Bench(dsn, processes or cores(), quick, advance)
+                    compared = uvloop.run(compare(bench, peers, contests))
+                console.print(comparison_of(compared))
             for suite in chosen:
                 results[suite.name] = measure(suite, dsn, processes or cores(), quick, slack)
                 console.print(table_of(suite.name, results[suite.name]))
@@ -125,9 +145,9 @@ def main(
         _give_up("interrupted; what was made in the database is removed", 130)
     print_verdict(console, results)
     if json_file is not None:
-        json_file.write_bytes(as_json(around, results, quick))
+        json_file.write_bytes(as_json(around, results, quick, compared))
     if html_file is not None:
-        html_file.write_text(page_of(around, results, quick))
+        html_file.write_text(page_of(around, results, quick, compared))
     if counts_file is not None:
         counts_file.write_bytes(check.written(check.counts_of(results["counts"])))
     more = []
@@ -152,22 +172,52 @@ def _give_up(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def select(names: tuple[str, ...]) -> list[Suite]:
-    """Benchmarks in their own order. Raises `click.BadParameter` for a name of none of them."""
+def peers_of(names: str) -> list[str]:
+    """Peers by name. Raises `click.BadParameter` for those unknown or not installed."""
+    chosen = [name.strip() for name in names.split(",") if name.strip()]
+    for name in chosen:
+        if name not in PEERS:
+            raise click.BadParameter(f"{name!r} is none of: {', '.join(PEERS)}", param_hint="PEERS")
+    missing = [PEERS[name] for name in chosen if PEERS[name].missing()]
+    if missing:
+        commands = "\n".join(f"  {sys.executable} -m {peer.install}" for peer in missing)
+        raise click.UsageError(f"not installed here; nothing is installed by itself:\n{commands}")
+    return chosen
+
+
+class Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def by_default(self) -> bool: ...
+
+
+N = TypeVar("N", bound=Named)
+
+
+def select(names: tuple[str, ...], known: Iterable[N]) -> list[N]:
+    """Those named, in their own order. Raises `click.BadParameter` for a name of none of them."""
+    known = list(known)
     for name in names:
-        if not any(known.startswith(name) for known in SUITES):
-            raise click.BadParameter(
-                f"{name!r} is none of: {', '.join(SUITES)}", param_hint="NAMES"
-            )
-    return [
-        suite
-        for suite in SUITES.values()
-        if (suite.by_default if not names else any(suite.name.startswith(n) for n in names))
-    ]
+        if not any(one.name.startswith(name) for one in known):
+            listed = ", ".join(one.name for one in known)
+            raise click.BadParameter(f"{name!r} is none of: {listed}", param_hint="NAMES")
+    if not names:
+        return [one for one in known if one.by_default]
+    return [one for one in known if any(one.name.startswith(name) for name in names)]
 
 
 def measure(suite: Suite, dsn: str, processes: int, quick: bool, slack: float) -> list[Figure]:
-    """Run one benchmark; on a terminal, a bar shows its rounds."""
+    """Run one benchmark."""
+    with advancing(suite.name) as advance:
+        figures = uvloop.run(suite.measure(Bench(dsn, processes, quick, advance)))
+    return [figure.slackened(slack) for figure in figures]
+
+
+@contextmanager
+def advancing(name: str) -> Iterator[Callable[[int, int], None]]:
+    """On a terminal, a bar that shows rounds."""
     console = Console(stderr=True)
     progress = Progress(
         TextColumn("{task.description}"),
@@ -180,10 +230,9 @@ def measure(suite: Suite, dsn: str, processes: int, quick: bool, slack: float) -
         disable=not console.is_terminal,
     )
     with progress:
-        shown = progress.add_task(suite.name, total=None, rounds="")
+        shown = progress.add_task(name, total=None, rounds="")
 
         def advance(done: int, rounds: int) -> None:
             progress.update(shown, completed=done, total=rounds, rounds=f"{done} of {rounds}")
 
-        figures = uvloop.run(suite.measure(Bench(dsn, processes, quick, advance)))
-    return [figure.slackened(slack) for figure in figures]
+        yield advance

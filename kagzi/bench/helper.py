@@ -35,11 +35,15 @@ class Helper:
     Args:
         module: Whose `main` calls `serve`.
         settings: Given to it in the environment, where no list of processes shows them.
+
+    Attributes:
+        tasks: What it can be told to do.
     """
 
     def __init__(self, module: str, **settings: Any) -> None:
         self._module = module
         self._settings = settings
+        self.tasks: frozenset[str] = frozenset()
         self._process: asyncio.subprocess.Process = None  # type: ignore[assignment]
 
     async def __aenter__(self) -> Helper:
@@ -53,7 +57,7 @@ class Helper:
             limit=LINE_BYTES,
         )
         try:
-            await self._answer()
+            self.tasks = frozenset(await self._answer())
         except BaseException:
             await self._end()
             raise
@@ -114,11 +118,11 @@ def settings() -> dict[str, Any]:
 
 
 async def serve(tasks: Mapping[str, Task]) -> None:
-    """Say that all is ready, then do what the parent's lines ask for, until there are no more."""
+    """Say what can be done, then do what the parent's lines ask for, until there are no more."""
     lines = asyncio.StreamReader(limit=LINE_BYTES)
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
-    _answer({"value": None})
+    _answer({"value": list(tasks)})
     while line := await lines.readline():
         name, args, kwargs = orjson.loads(line)
         try:

@@ -13,8 +13,8 @@ from psycopg import sql
 from kagzi.bench import work
 from kagzi.bench.catalogue import Suites
 from kagzi.bench.counters import ServerCounters
+from kagzi.bench.many import all_at_once
 from kagzi.bench.measure import Figure
-from kagzi.bench.of_runs import all_at_once
 from kagzi.bench.session import Bench, Session
 from kagzi.bench.tap import Tap
 

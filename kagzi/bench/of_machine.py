@@ -64,7 +64,7 @@ async def memory(bench: Bench) -> list[Figure]:
     seconds, floors = Samples(), Samples()
     for _ in bench.rounds(full=3, quick=1):
         for size in sizes:
-            ours = await _apart(bench, "group", size)
+            ours = await _apart(bench, "memory", size)
             floor = await _apart(bench, "floor", size)
             seconds.add(size, ours["seconds"])
             floors.add(size, floor["seconds"])

@@ -2,60 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
-import statistics
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, closing
 from functools import partial
 
-from kagzi.bench import work
 from kagzi.bench.apart import MODULE
 from kagzi.bench.catalogue import Suites
 from kagzi.bench.counters import Meter, ServerCounters
 from kagzi.bench.floor import PlainScript
 from kagzi.bench.helper import Helper
+from kagzi.bench.many import all_at_once, one_by_one, percentile
 from kagzi.bench.measure import Figure, at_least, below
 from kagzi.bench.rounds import Taken, Work, take
-from kagzi.bench.session import TIMEOUT_S, Bench, Session
-from kagzi.client import Client, connect
+from kagzi.bench.session import Bench, Session
+from kagzi.client import connect
 
 SUITES = Suites()
-
-BETWEEN_S = 0.005
-AT_ONCE = 500
-
-
-def percentile(samples: list[float], percent: int) -> float:
-    return statistics.quantiles(samples, n=100, method="inclusive")[percent - 1]
-
-
-async def one_by_one(client: Client, count: int) -> list[float]:
-    """Seconds from each start to its result; the worker is idle before each."""
-    seconds = []
-    for _ in range(count):
-        await asyncio.sleep(BETWEEN_S)
-        began = time.perf_counter()
-        handle = await client.start(work.of_steps, 1)
-        await handle.result(timeout=TIMEOUT_S)
-        seconds.append(time.perf_counter() - began)
-    return seconds
-
-
-async def all_at_once(client: Client, count: int, steps: int) -> float:
-    """Seconds from the first start to the last result."""
-
-    async def one(turn: asyncio.Semaphore) -> None:
-        async with turn:
-            handle = await client.start(work.of_steps, steps)
-        await handle.result(timeout=TIMEOUT_S)
-
-    turn = asyncio.Semaphore(AT_ONCE)
-    began = time.perf_counter()
-    async with asyncio.TaskGroup() as group:
-        for _ in range(count):
-            group.create_task(one(turn))
-    return time.perf_counter() - began
 
 
 @SUITES.add(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from itertools import groupby
 from statistics import median
 from typing import Any
 
 from kagzi.bench import charts
+from kagzi.bench.against import OURS, Compared
 from kagzi.bench.charts import number
 from kagzi.bench.measure import Figure
 from kagzi.bench.report import COST_COLUMNS, Results, count, missed_of
@@ -73,14 +75,12 @@ def page_of(
     surroundings: Mapping[str, Any],
     results: Results,
     quick: bool,
-    more_sections: Sequence[tuple[str, str, str]] = (),
+    compared: Sequence[Compared] = (),
 ) -> str:
-    """The whole file.
-
-    Args:
-        more_sections: (id, title, HTML) put behind the overview.
-    """
-    sections = [*more_sections, *(_section(name, figures) for name, figures in results.items())]
+    """The whole file."""
+    sections = [_section(name, figures) for name, figures in results.items()]
+    if compared:
+        sections.append(("against", "Against others", _comparison(surroundings, compared)))
     goals = [
         (name, figure)
         for name, figures in results.items()
@@ -160,6 +160,43 @@ def _section(name: str, figures: Sequence[Figure]) -> tuple[str, str, str]:
         table = _cost_table(costs)
         parts.append(f"<details><summary>What a round cost</summary>{table}</details>")
     return name, name, "".join(parts)
+
+
+def _comparison(surroundings: Mapping[str, Any], compared: Sequence[Compared]) -> str:
+    peers = "; ".join(surroundings.get("peers", ()))
+    parts = [
+        f"<p>The same work on each side in turns, on one server. {escape(peers)}. asyncio stores "
+        "nothing; the floor stores rows and promises nothing else.</p>"
+    ]
+    sides = list(dict.fromkeys(side for one in compared for side in one.samples))
+    rows = []
+    for one in compared:
+        cells = []
+        for side in sides:
+            if side not in one.samples:
+                cells.append("")
+                continue
+            value = f"<b>{number(one.figure(side).median)}</b>"
+            over = "" if side == OURS else f" ({number(median(one.over_ours(side)))} ×)"  # noqa: RUF001
+            cells.append(f'{value}<span class="soft">{over}</span>')
+        rows.append([escape(one.contest.title), escape(one.contest.unit), *cells])
+    parts.append(_table(["work", "", *sides], rows, text=(0, 1)))
+    for one in compared:
+        bars = []
+        for side in one.samples:
+            figure = one.figure(side)
+            look = f"side-{side if side in ('kagzi', 'floor', 'dbos', 'absurd') else 'plain'}"
+            bars.append(charts.Bar(side, figure.median, *figure.quartiles, look=look))
+        title = f"{escape(one.contest.title)}, {escape(one.contest.unit)}"
+        parts.append(f"<h3>{title}</h3>{charts.bars(bars, one.contest.unit)}")
+    costs = [
+        replace(one.figure(side), name=f"{one.contest.title}: {side}")
+        for one in compared
+        for side in one.samples
+    ]
+    table = _cost_table([figure for figure in costs if figure.cost is not None])
+    parts.append(f"<details><summary>What a round cost</summary>{table}</details>")
+    return "".join(parts)
 
 
 def _by_unit(figures: Sequence[Figure]) -> Iterable[tuple[str, Iterable[Figure]]]:

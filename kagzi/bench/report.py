@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from kagzi.bench.against import OURS, Compared
 from kagzi.bench.charts import number
 from kagzi.bench.measure import Figure, Limit
 from kagzi.bench.suites import SUITES
@@ -106,6 +107,28 @@ def count(value: float) -> str:
     return f"{value:,.0f}" if value == int(value) else number(value)
 
 
+def comparison_of(compared: Sequence[Compared]) -> Table:
+    """Contests down, sides across: medians, and behind them how many times ours."""
+    sides = list(dict.fromkeys(side for one in compared for side in one.samples))
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("")
+    table.add_column("")
+    for side in sides:
+        table.add_column(side, justify="right", no_wrap=True)
+    for one in compared:
+        cells = []
+        for side in sides:
+            if side not in one.samples:
+                cells.append("")
+            elif side == OURS:
+                cells.append(number(one.figure(side).median))
+            else:
+                over = number(statistics.median(one.over_ours(side)))
+                cells.append(f"{number(one.figure(side).median)} ({over} x)")
+        table.add_row(one.contest.title, one.contest.unit, *cells)
+    return table
+
+
 def _verdict(limit: Limit | None, value: float, good: str, bad: str, style: str) -> Text:
     if limit is None:
         return Text()
@@ -151,7 +174,12 @@ def missed_of(results: Results) -> list[str]:
     ]
 
 
-def as_json(surroundings: Mapping[str, Any], results: Results, quick: bool) -> bytes:
+def as_json(
+    surroundings: Mapping[str, Any],
+    results: Results,
+    quick: bool,
+    compared: Sequence[Compared] = (),
+) -> bytes:
     """All figures with their samples."""
     return orjson.dumps(
         {
@@ -166,6 +194,7 @@ def as_json(surroundings: Mapping[str, Any], results: Results, quick: bool) -> b
                 }
                 for name, figures in results.items()
             },
+            "compared": {one.contest.name: one.as_dict() for one in compared},
         },
         option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE,
     )

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import struct
 import threading
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -128,13 +129,16 @@ class Tap:
         """A copy; exact once the programs have their answers."""
         return self._traffic.copy()
 
-    async def settled(self, quiet_s: float = 0.03) -> Traffic:
-        """A copy when nothing more comes: what follows a result, such as a notification, is in."""
-        before = self.traffic()
+    async def settled(self, quiet_s: float = 0.03, most_s: float = 0.5) -> Traffic:
+        """A copy when nothing more comes: what follows a result, such as a notification, is in.
+
+        Some programs ask all the time: they are waited for no longer than `most_s`.
+        """
+        before, until = self.traffic(), time.monotonic() + most_s
         while True:
             await asyncio.sleep(quiet_s)
             now = self.traffic()
-            if now == before:
+            if now == before or time.monotonic() > until:
                 return now
             before = now
 

@@ -9,16 +9,23 @@ import os
 import subprocess
 import sys
 from contextlib import closing
+from importlib import util
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import click
 import orjson
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
-from kagzi.bench import check
+from kagzi.bench import check, command
+from kagzi.bench.against import CONTESTS
 from kagzi.bench.measure import Figure, Samples, at_least, below
 from kagzi.bench.session import own_schema
+from kagzi.bench.sides import absurd_side, dbos_side
+from kagzi.bench.sides.databases import url_of
 from kagzi.bench.suites import SUITES
 from kagzi.bench.tap import Messages, Tap, Traffic
 from kagzi.errors import StoreError
@@ -236,3 +243,51 @@ def test_quotients_are_taken_round_by_round() -> None:
         ours.add(10, mine)
         theirs.add(10, other)
     assert ours.over(theirs, 10) == [2.0, 2.0, 3.0]
+
+
+def test_comparison_names_what_is_to_be_installed_and_measures_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(util, "find_spec", lambda name: None)
+    with pytest.raises(click.UsageError, match=r"-m pip install dbos==[\d.]+\n"):
+        command.peers_of("dbos,absurd")
+    with pytest.raises(click.BadParameter, match="dbos, absurd"):
+        command.peers_of("celery")
+
+
+def test_comparison_without_peers_has_plain_asyncio_and_the_floor(
+    empty_dsn: str, tmp_path: Path
+) -> None:
+    files = tmp_path / "figures.json", tmp_path / "page.html"
+    arguments = ("--against", "", "--quick", "--processes", "1", "race", "pauses")
+    done = run_bench(*arguments, "--json", str(files[0]), "--html", str(files[1]), dsn=empty_dsn)
+    assert done.returncode == 0, done.stderr
+    compared = orjson.loads(files[0].read_bytes())["compared"]
+    assert list(compared) == ["pauses", "race"]
+    for contest in compared.values():
+        assert list(contest["sides"]) == ["kagzi", "floor", "asyncio"]
+        assert contest["sides"]["kagzi"]["over_ours"] == 1
+        assert len({len(side["samples"]) for side in contest["sides"].values()}) == 1
+    assert compared["pauses"]["sides"]["kagzi"]["cost"]["statements"] > 3
+    assert "20 steps of 50 ms" in files[1].read_text()
+    assert schemas(empty_dsn) == []
+
+
+@pytest.mark.parametrize("module", [dbos_side, absurd_side])
+def test_sides_of_peers_know_what_ours_knows(module: ModuleType) -> None:
+    """They run only where the peers are installed; that they fit is seen from their source."""
+    source = Path(str(module.__file__)).read_text()
+    assert all(f'"{contest.task}":' in source for contest in CONTESTS)
+
+
+@pytest.mark.parametrize(
+    ("conninfo", "url"),
+    [
+        ("host=h port=5 user=u password=p@/ dbname=d", "postgresql://u:p%40%2F@h:5/d"),
+        ("host=/run/pg dbname=d", "postgresql:///d?host=%2Frun%2Fpg"),
+        ("postgresql://u@h/d?sslmode=disable", "postgresql://u@h/d?sslmode=disable"),
+    ],
+)
+def test_peers_get_the_connection_string_as_a_url(conninfo: str, url: str) -> None:
+    assert url_of(conninfo) == url
+    assert conninfo_to_dict(url) == conninfo_to_dict(conninfo)
