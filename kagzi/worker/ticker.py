@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from uuid import UUID
+from collections.abc import Callable
+from contextlib import suppress
 
 from kagzi.cron import cron_of, due_ticks
-from kagzi.errors import InvalidInput, StoreError
+from kagzi.errors import InvalidInput, StoreError, UnknownRun
 from kagzi.model import Overlap
+from kagzi.store.operations import change_run
 from kagzi.store.schedules import (
     DueSchedule,
     Ticks,
@@ -37,21 +38,18 @@ class Ticker:
 
     Args:
         poll_s: Between looks.
-        on_started: Called when runs were started.
-        cancel: Cancels one run.
+        on_changed: Called when runs were started or cancelled.
     """
 
     def __init__(
         self,
         store: Store,
         poll_s: float,
-        on_started: Callable[[], Awaitable[None]],
-        cancel: Callable[[UUID], Awaitable[object]] | None = None,
+        on_changed: Callable[[], None],
     ) -> None:
         self._store = store
         self._poll_s = poll_s
-        self._on_started = on_started
-        self._cancel = cancel
+        self._on_changed = on_changed
         self._aside: dict[str, float] = {}  # schedules that cannot be read here, and until when
         self._turns = 0
 
@@ -78,7 +76,7 @@ class Ticker:
         if ticks:
             moved, started = await start_ticks(self._store, ticks)
         if started:
-            await self._on_started()
+            self._on_changed()
         self._turns += 1
         if self._turns % OVERLAP_EVERY == 0 or any(one.overlap is Overlap.CANCEL for one in due):
             await self._cancel_overlapped()
@@ -112,7 +110,9 @@ class Ticker:
         return list(self._aside)
 
     async def _cancel_overlapped(self) -> None:
-        if self._cancel is None:
-            return
-        for run_id in await find_overlapped(self._store):
-            await self._cancel(run_id)
+        """Also what another worker has left undone between its ticks and this."""
+        while found := await find_overlapped(self._store):
+            for run_id in found:
+                with suppress(UnknownRun):  # deleted since
+                    await change_run(self._store, run_id, "cancel")
+            self._on_changed()

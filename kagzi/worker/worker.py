@@ -31,7 +31,7 @@ from kagzi.store.checkpoints import CheckpointWriter
 from kagzi.store.fenced import FencedConnection
 from kagzi.store.history import History
 from kagzi.store.listener import done_channel, due_channel, news_channel
-from kagzi.store.operations import change_run, read_news, tell_ends
+from kagzi.store.operations import read_news, tell_ends
 from kagzi.store.rows import StoredStep
 from kagzi.store.store import ClaimedRun, Store
 from kagzi.store.transactions import Transactions
@@ -150,9 +150,7 @@ class Worker:
         )
         self.pool: Pool | None = None
         self._watch = LoopWatch(self.loop)
-        self._ticker = Ticker(
-            store, self.poll_s, self._announce, lambda run_id: change_run(store, run_id, "cancel")
-        )
+        self._ticker = Ticker(store, self.poll_s, self.children_changed)
         self._janitor = Janitor(store, check_retention(retain_s), LOOKS * self.poll_s)
         self._heartbeat = Heartbeat(
             connector,
@@ -419,11 +417,6 @@ class Worker:
                 await self.store.notify(channel)
         except StoreError as error:
             logger.debug("no notification: %s", error)
-
-    async def _announce(self) -> None:
-        """Runs were started: claim some, and tell the others."""
-        self._wake.set()
-        await self.store.notify(due_channel(self.store.connector.schema))
 
     async def _hear_for_ever(self) -> None:
         """Look what others want of the runs held here, and let others hear of runs that ended."""

@@ -74,7 +74,7 @@ async def client_at(dsn: str, at: str) -> AsyncIterator[kagzi.Client]:
         yield client
 
 
-async def nothing() -> None: ...
+def nothing() -> None: ...
 
 
 async def look(client: kagzi.Client) -> None:
@@ -330,6 +330,77 @@ async def test_overlap_skip_lets_one_missed_tick_run_though_all_should(dsn: str)
         await move_clock(dsn, moment("2026-03-01T05:30:01"))
         await look(client)
         assert await ticks_of(dsn, "s") == ["03-01 01:00"]
+
+
+async def test_overlap_cancel_ends_earlier_runs_whether_they_are_held_or_not(
+    dsn: str, witness: Witness
+) -> None:
+    await move_clock(dsn, moment("2026-03-01T00:00:30"))
+    async with started(dsn, processes=0, poll_s=0.02) as engine:
+        client = engine.client
+        for workflow, name in ((waits, "held"), (sleeps, "asleep"), (dated_2, "pending")):
+            args = (witness.folder,) if workflow is waits else ()
+            await client.schedule(workflow, "* * * * *", *args, id=name, overlap="cancel")
+        # Nobody here has the code of this one.
+        await rows(dsn, "UPDATE kagzi.schedules SET version = '3' WHERE id = 'pending'")
+        first = "2026-03-01T00:01"
+        await move_clock(dsn, moment(f"{first}:01"))
+        held = await until(lambda: found(client, f"held@{first}:00Z"))
+        asleep = await until(lambda: found(client, f"asleep@{first}:00Z"))
+        pending = await until(lambda: found(client, f"pending@{first}:00Z"))
+        await until(lambda: has_status(held, "running"))
+        await until(lambda: has_status(asleep, "sleeping"))
+        assert await pending.status() == "pending"
+        await move_clock(dsn, moment("2026-03-01T00:02:01"))
+        for handle in (held, asleep, pending):
+            with pytest.raises(kagzi.RunWasCancelled):
+                await handle.result(PATIENCE_S)
+        newest = await until(lambda: found(client, "held@2026-03-01T00:02:00Z"))
+        witness.open("go")
+        await newest.result(PATIENCE_S)
+
+
+async def found(client: kagzi.Client, run_id: str) -> kagzi.RunHandle[Any] | None:
+    try:
+        return await client.get(run_id)
+    except kagzi.UnknownRun:
+        return None
+
+
+async def has_status(handle: kagzi.RunHandle[Any], status: str) -> bool:
+    return await handle.status() == status
+
+
+async def test_a_cancel_that_a_worker_left_undone_is_done_by_another(dsn: str) -> None:
+    """It started the run of a tick and died before it cancelled the one before."""
+    async with client_at(dsn, "2026-03-01T00:00:30") as client:
+        await client.schedule(ticked, "* * * * *", id="s", overlap="cancel")
+        for minute in (1, 2):
+            await move_clock(dsn, moment(f"2026-03-01T00:0{minute}:01"))
+            (due,) = await find_due_schedules(client._store, 0, [])
+            ticks = [Ticks(due, [due.next_at], due.next_at + timedelta(minutes=1))]
+            assert await start_ticks(client._store, ticks) == (1, 1)
+        ticker = Ticker(client._store, 1.0, nothing)
+        for _ in range(10):
+            await ticker.turn()
+        assert [run.status for run in await client.runs()] == ["pending", "cancelled"]
+
+
+async def test_a_paused_run_is_skipped_for_and_cancelled_as_any_other(dsn: str) -> None:
+    async with client_at(dsn, "2026-03-01T00:00:30") as client:
+        for policy in ("skip", "cancel"):
+            await client.schedule(ticked, "* * * * *", id=policy, overlap=policy)
+        await move_clock(dsn, moment("2026-03-01T00:01:01"))
+        await look(client)
+        for policy in ("skip", "cancel"):
+            await client.pause(f"{policy}@2026-03-01T00:01:00Z")
+        await move_clock(dsn, moment("2026-03-01T00:02:01"))
+        await look(client)
+        assert {run.id: run.status.value for run in await client.runs()} == {
+            "skip@2026-03-01T00:01:00Z": "paused",
+            "cancel@2026-03-01T00:01:00Z": "cancelled",
+            "cancel@2026-03-01T00:02:00Z": "pending",
+        }
 
 
 async def test_overlap_allow_starts_runs_beside_each_other(dsn: str) -> None:
