@@ -306,7 +306,7 @@ class Client(Operations):
         """Delete a finished run with all that belongs to it. Its id is free again.
 
         Raises:
-            InvalidInput: The run is not finished.
+            InvalidInput: The run is not finished, or is the child of one that is not.
             UnknownRun: No such run.
         """
         handle = run if isinstance(run, RunHandle) else await self.get(run)
@@ -353,6 +353,8 @@ class Client(Operations):
         timezone: str = "UTC",
         catch_up: CatchUp | str = CatchUp.LAST,
         overlap: Overlap | str = Overlap.ALLOW,
+        queue: str = DEFAULT_QUEUE,
+        key: str | None = None,
         priority: int = 0,
         version: str | None = None,
         **kwargs: Any,
@@ -373,7 +375,7 @@ class Client(Operations):
                 the "last", or "all" of them, or "none".
             overlap: When an earlier run of the schedule is not finished: "allow" another beside it,
                 "skip" the tick, or "cancel" the earlier run.
-            priority: Of its runs.
+            queue, key, priority: Of its runs, as `start` takes them.
             version: Of the workflow. Default: the one that `set_default_version` has chosen when a
                 tick comes; if none was chosen, that of the workflow given.
 
@@ -391,6 +393,8 @@ class Client(Operations):
             timezone=timezone,
             catch_up=catch_up,
             overlap=overlap,
+            queue=queue,
+            key=key,
             priority=priority,
             pinned=version is not None,
         )

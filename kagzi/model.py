@@ -329,6 +329,8 @@ class Schedule:
     timezone: str
     catch_up: CatchUp
     overlap: Overlap
+    queue: str
+    key: str | None
     priority: int
     input: Any
     paused: bool

@@ -31,6 +31,8 @@ def define_schedule(
     timezone: str,
     catch_up: CatchUp | str,
     overlap: Overlap | str,
+    queue: str,
+    key: str | None,
     priority: int,
     pinned: bool,
 ) -> ScheduleDefinition:
@@ -60,6 +62,8 @@ def define_schedule(
         ticking.timezone,
         CatchUp(catch_up).value,
         Overlap(overlap).value,
+        check_name("queue", queue, in_path=False),
+        "" if key is None else check_name("key", key, in_path=False),
         priority,
         workflow.arguments.encode(args, kwargs),
     )
@@ -97,6 +101,8 @@ def _schedule(stored: StoredSchedule) -> Schedule:
         stored.timezone,
         CatchUp(stored.catch_up),
         Overlap(stored.overlap),
+        stored.queue,
+        stored.queue_key or None,
         stored.priority,
         UNTYPED.decode(stored.input),
         stored.paused,

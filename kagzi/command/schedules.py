@@ -11,7 +11,7 @@ import uvloop
 
 from kagzi.command.targets import load_workflow, read_arguments, read_input
 from kagzi.command.terminal import Command, Settings, emit, open_client
-from kagzi.model import CatchUp, Overlap, Schedule
+from kagzi.model import DEFAULT_QUEUE, CatchUp, Overlap, Schedule
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -48,6 +48,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
     show_default=True,
     help="What a tick does when an earlier run is not finished.",
 )
+@click.option("--queue", default=DEFAULT_QUEUE, show_default=True, help="Of the runs.")
+@click.option("--key", help="Of the runs, for the queue's limit per key.")
 @click.option("--priority", type=int, default=0, show_default=True, help="Of the runs.")
 @json_option
 @click.pass_obj

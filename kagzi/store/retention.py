@@ -9,11 +9,13 @@ from uuid import UUID
 import psycopg
 
 from kagzi.errors import InvalidInput
+from kagzi.store.operations import tell_ends
 from kagzi.store.store import Store
 
 MOST_RUNS = 500  # of a transaction
 MOST_STEPS = 10_000  # of its runs together, unless it is one
 MOST_MEMOS = 2_000
+MOST_TELLINGS = 10
 
 
 async def delete_expired(store: Store, retain_s: float | None) -> tuple[int, bool]:
@@ -63,15 +65,24 @@ async def delete_run(store: Store, run_id: UUID, name: str) -> None:
     """Delete one finished run. Committed on return.
 
     Raises:
-        InvalidInput: It is not finished.
+        InvalidInput: It is not finished, or the run that started it is not.
         UnknownRun: It is not there.
 
-    Source: sql/retention.sql, delete_runs.
+    Source: sql/retention.sql, read_ties, delete_runs.
     """
+    for _ in range(MOST_TELLINGS):  # nobody can hear of its end when it is gone
+        if not await tell_ends(store):
+            break
     async with store.locked_run(run_id) as (connection, status, _error):
         if not status.is_terminal:
             raise InvalidInput(
                 f"run {name!r} is {status.value}: only a finished run can be deleted"
+            )
+        cursor = await connection.execute(store.queries["read_ties"].encode(), {"id": run_id})
+        if await cursor.fetchone() != (True, False):
+            raise InvalidInput(
+                f"run {name!r} is the child of one that goes on, which may ask for its result "
+                "again: it can be deleted when that one has ended"
             )
         await _delete(connection, store, [run_id])
 

@@ -22,7 +22,7 @@ from kagzi.store.store import Store
 MOST_SCHEDULES = 500
 _DEFINED = (
     *("id", "workflow", "version", "pinned", "cron", "timezone"),
-    *("catch_up", "overlap", "priority", "input"),
+    *("catch_up", "overlap", "queue", "queue_key", "priority", "input"),
 )
 
 
@@ -38,6 +38,8 @@ class ScheduleDefinition:
     timezone: str
     catch_up: str
     overlap: str
+    queue: str
+    queue_key: str
     priority: int
     input: bytes
 
@@ -53,6 +55,8 @@ class StoredSchedule:
     timezone: str
     catch_up: str
     overlap: str
+    queue: str
+    queue_key: str
     priority: int
     input: bytes
     paused: bool
@@ -161,7 +165,8 @@ async def resume_schedule(store: Store, schedule_id: str) -> None:
         row = await cursor.fetchone()
         if row is None:
             raise _unknown(schedule_id)
-        _, _, _, cron, timezone, _, _, _, _, paused, last_at, now = row
+        cron, timezone = row[3:5]
+        paused, last_at, now = row[-3:]
         if paused:
             next_at = _first_tick(cron_of(cron, timezone), now, last_at)
             await connection.execute(

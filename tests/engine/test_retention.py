@@ -219,6 +219,36 @@ async def test_a_run_that_is_retried_meanwhile_stays(dsn: str) -> None:
         assert [run.status for run in await client.runs()] == ["pending"]
 
 
+async def test_a_child_stays_as_long_as_its_parent_goes_on(store: Store, dsn: str) -> None:
+    await add_runs(dsn, 1, "sleeping")
+    await rows(
+        dsn,
+        """INSERT INTO kagzi.workflow_runs (id, external_id, workflow, version, status, input,
+            completed_at, parent_run_id, parent_step_id)
+        SELECT gen_random_uuid(), 'child', 'w', '1', 'completed', '[]',
+            now() - interval '1 year', id, 'child' FROM kagzi.workflow_runs""",
+    )
+    async with kagzi.connect(dsn, migrate=False) as client:
+        assert await delete_expired(store, DAY_S) == (0, False)
+        with pytest.raises(InvalidInput, match="'child' is the child of one that goes on"):
+            await client.delete("child")
+        await rows(
+            dsn,
+            """UPDATE kagzi.workflow_runs SET status = 'completed', completed_at = now()
+            WHERE external_id <> 'child'""",
+        )
+        assert await delete_expired(store, DAY_S) == (1, False)
+        assert len(await client.runs()) == 1
+
+
+async def test_a_run_stays_until_all_have_heard_of_its_end(store: Store, dsn: str) -> None:
+    await add_runs(dsn, 1)
+    await rows(dsn, "UPDATE kagzi.workflow_runs SET told = false")
+    assert await delete_expired(store, DAY_S) == (0, False)
+    await rows(dsn, "UPDATE kagzi.workflow_runs SET told = true")
+    assert await delete_expired(store, DAY_S) == (1, False)
+
+
 async def test_expired_memos_are_deleted_also_where_runs_are_kept(store: Store, dsn: str) -> None:
     await rows(
         dsn,

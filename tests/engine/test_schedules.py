@@ -549,6 +549,8 @@ async def test_a_schedule_that_is_not_there_is_named(dsn: str, name: str) -> Non
         ({"catch_up": "some"}, "some"),
         ({"overlap": None}, "None"),
         ({"priority": 2**31}, "2147483648"),
+        ({"queue": ""}, "queue"),
+        ({"key": 7}, "key"),
         ({"id": ""}, "schedule id"),
         ({"id": "x" * 230}, "229"),
         ({"args": ({1, 2},)}, "set"),
@@ -565,6 +567,25 @@ async def test_what_cannot_be_read_is_refused_and_leaves_no_row(
             await client.schedule(*positional, **given)
         assert isinstance(raised.value, InvalidInput | kagzi.CodecError | kagzi.UnknownWorkflow)
         assert await client.schedules() == []
+
+
+async def test_runs_wait_in_the_queue_of_their_schedule(dsn: str) -> None:
+    async with client_at(dsn, "2026-03-01T00:00:30") as client:
+        await client.set_queue("reports", concurrency=1)
+        await client.schedule(ticked, "* * * * *", id="a", queue="reports", key="k", priority=3)
+        await client.schedule(ticked, "* * * * *", id="b", queue="unlimited")
+        changed = await client.schedule(ticked, "* * * * *", id="c", queue="reports")
+        changed = await client.schedule(ticked, "* * * * *", id="c")
+        assert (changed.queue, changed.key) == ("default", None)
+        await move_clock(dsn, moment("2026-03-01T00:01:01"))
+        await look(client)
+        query = """SELECT schedule_id, queue, queue_key, priority, apart FROM kagzi.workflow_runs
+            ORDER BY schedule_id"""
+        assert await rows(dsn, query) == [
+            ("a", "reports", "k", 3, True),
+            ("b", "unlimited", "", 0, False),
+            ("c", "default", "", 0, False),
+        ]
 
 
 async def test_runs_are_of_the_default_version_when_a_tick_comes_unless_one_is_named(

@@ -294,7 +294,8 @@ def test_a_tick_that_a_newer_tz_database_no_longer_has_does_not_run() -> None:
 
 def test_ids_of_runs_tell_schedule_and_tick_and_differ_in_the_repeated_hour() -> None:
     schedule = Schedule(
-        *("nightly", "w", "1", "@daily", "UTC", CatchUp.LAST, Overlap.ALLOW, 0, [], False),
+        *("nightly", "w", "1", "@daily", "UTC", CatchUp.LAST, Overlap.ALLOW, "default", None),
+        *(0, [], False),
         *(None, moment("2026-11-23T02:00:00"), 1, 0, NOON),
     )
     assert schedule.last_run_id == "nightly@2026-11-23T02:00:00Z"

@@ -19,6 +19,13 @@ FROM (
     ORDER BY completed_at LIMIT %(most)s
 ) r ORDER BY r.completed_at;
 
+-- name: read_ties
+-- Whether all have heard of a run's end, and whether the one that started it goes on.
+-- Index: primary key.
+SELECT r.told, EXISTS (SELECT FROM {schema}.workflow_runs p
+    WHERE p.id = r.parent_run_id AND p.completed_at IS NULL)
+FROM {schema}.workflow_runs r WHERE r.id = %(id)s;
+
 -- name: delete_runs
 -- Deletes those of the runs that are finished, with all that belongs to them: the one place that
 -- lists it. Runs that somebody has locked, to retry them perhaps, stay. Indexes: primary keys.

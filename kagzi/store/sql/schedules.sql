@@ -3,8 +3,8 @@
 
 -- name: lock_schedule
 -- One schedule, locked for a client's change, and the store's time. Index: schedules_pkey.
-SELECT workflow, version, pinned, cron, timezone, catch_up, overlap, priority, input, paused,
-    last_at, {schema}.now_at()
+SELECT workflow, version, pinned, cron, timezone, catch_up, overlap, queue, queue_key, priority,
+    input, paused, last_at, {schema}.now_at()
 FROM {schema}.schedules WHERE id = %(id)s FOR UPDATE;
 
 -- name: read_now
@@ -13,9 +13,9 @@ SELECT {schema}.now_at();
 -- name: add_schedule
 -- A new schedule; nothing if its id is taken meanwhile. Index: schedules_pkey.
 INSERT INTO {schema}.schedules (id, workflow, version, pinned, cron, timezone, catch_up, overlap,
-    priority, input, next_at, created_at)
+    queue, queue_key, priority, input, next_at, created_at)
 VALUES (%(id)s, %(workflow)s, %(version)s, %(pinned)s, %(cron)s, %(timezone)s, %(catch_up)s,
-    %(overlap)s, %(priority)s, %(input)s, %(next_at)s, {schema}.now_at())
+    %(overlap)s, %(queue)s, %(queue_key)s, %(priority)s, %(input)s, %(next_at)s, {schema}.now_at())
 ON CONFLICT (id) DO NOTHING
 RETURNING id;
 
@@ -23,8 +23,8 @@ RETURNING id;
 -- Another definition under a known id; `next_at` stays if none is given. Index: schedules_pkey.
 UPDATE {schema}.schedules SET workflow = %(workflow)s, version = %(version)s,
     pinned = %(pinned)s, cron = %(cron)s, timezone = %(timezone)s, catch_up = %(catch_up)s,
-    overlap = %(overlap)s, priority = %(priority)s, input = %(input)s, revision = revision + 1,
-    next_at = coalesce(%(next_at)s, next_at)
+    overlap = %(overlap)s, queue = %(queue)s, queue_key = %(queue_key)s, priority = %(priority)s,
+    input = %(input)s, revision = revision + 1, next_at = coalesce(%(next_at)s, next_at)
 WHERE id = %(id)s;
 
 -- name: pause_schedule
@@ -43,8 +43,8 @@ DELETE FROM {schema}.schedules WHERE id = %(id)s RETURNING id;
 
 -- name: list_schedules
 -- All of them, or one. Index: schedules_pkey.
-SELECT id, workflow, version, cron, timezone, catch_up, overlap, priority, input, paused, next_at,
-    last_at, runs, skipped, created_at
+SELECT id, workflow, version, cron, timezone, catch_up, overlap, queue, queue_key, priority, input,
+    paused, next_at, last_at, runs, skipped, created_at
 FROM {schema}.schedules WHERE %(id)s::text IS NULL OR id = %(id)s ORDER BY id;
 
 -- name: find_due_schedules
@@ -59,9 +59,9 @@ ORDER BY next_at LIMIT %(most)s;
 -- Starts the runs of ticks and moves their schedules on, if these stand as they were read; a
 -- schedule that another worker moves at the moment is left to it. A schedule whose runs must not
 -- overlap has at most one tick here.
--- Indexes: schedules_pkey, workflow_versions_default, workflow_runs_of_schedule.
+-- Indexes: schedules_pkey, workflow_versions_default, workflow_runs_of_schedule, queues_pkey.
 WITH held AS MATERIALIZED (
-    SELECT s.id, s.workflow, s.priority, s.input, s.overlap, a.later_at,
+    SELECT s.id, s.workflow, s.priority, s.input, s.overlap, s.queue, s.queue_key, a.later_at,
         CASE WHEN s.pinned THEN s.version ELSE coalesce((
             SELECT v.version FROM {schema}.workflow_versions v
             WHERE v.workflow = s.workflow AND v.is_default), s.version) END AS version
@@ -78,9 +78,10 @@ WITH held AS MATERIALIZED (
         %(ticks)s::timestamptz[]) AS t(id, run_id, external_id, tick) ON t.id = held.id
 ), started AS (
     INSERT INTO {schema}.workflow_runs (id, external_id, workflow, version, priority, input,
-        wake_at, created_at, schedule_id, scheduled_at)
+        wake_at, created_at, schedule_id, scheduled_at, queue, queue_key, apart)
     SELECT run_id, external_id, workflow, version, priority, input, tick, {schema}.now_at(), id,
-        tick
+        tick, queue, queue_key,
+        EXISTS (SELECT FROM {schema}.queues q WHERE q.name = wanted.queue AND q.apart)
     FROM wanted WHERE NOT skipped ORDER BY external_id
     ON CONFLICT (workflow, external_id) DO NOTHING
     RETURNING schedule_id, scheduled_at
