@@ -1,3 +1,9 @@
 """Lists the fixtures; each file holds those of one subject."""
 
-pytest_plugins = ["tests.fix_db", "tests.fix_engine", "tests.fix_faults", "tests.fix_proxy"]
+pytest_plugins = [
+    "tests.fix_cluster",
+    "tests.fix_db",
+    "tests.fix_engine",
+    "tests.fix_faults",
+    "tests.fix_proxy",
+]

@@ -104,6 +104,10 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
+    def lead_to(self, server_dsn: str) -> None:
+        """New connections go to another server."""
+        self._server_dsn = server_dsn
+
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         port = self._server.sockets[0].getsockname()[1]

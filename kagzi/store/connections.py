@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Any
 from urllib.parse import quote
@@ -173,6 +174,23 @@ def redact(text: str) -> str:
 def _redact_dsn(dsn: str) -> str:
     """The same for one that nothing can read: whatever may be a password goes."""
     return redact(re.sub(r"(?s)^(\w*:?/{0,2}[^:/@]*):.*@", r"\1:***@", dsn))
+
+
+def cancellations() -> int:
+    """How often this task was cancelled so far; for `heed_cancellation` later on."""
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
+
+
+def heed_cancellation(before: int) -> None:
+    """End as cancelled, if this task was since there were `before` cancellations.
+
+    A cancellation gets lost where it meets something else: psycopg's pool returns the connection
+    that came at the same moment, and a connection that breaks while the end of a statement is
+    awaited raises its own error. Who tries again after that would never end.
+    """
+    if cancellations() > before:
+        raise asyncio.CancelledError
 
 
 def is_outage(error: psycopg.Error) -> bool:

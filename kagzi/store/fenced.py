@@ -21,7 +21,7 @@ from psycopg import generators, pq
 from kagzi._core import STEP_COLUMN_OIDS, STEP_COLUMNS, Step, copy_rows, unnest_arrays
 from kagzi.errors import LeaseLost
 from kagzi.store.checkpoints import ContentRefused
-from kagzi.store.connections import Connector, is_outage
+from kagzi.store.connections import Connector, cancellations, heed_cancellation, is_outage
 from kagzi.store.history import History
 from kagzi.store.queries import load_queries
 from kagzi.store.rows import Batch, MemoRow, StoredStep
@@ -88,7 +88,7 @@ class FencedConnection:
             ContentRefused: Postgres refuses something in the batch for good.
         """
         careful = False
-        failures = 0
+        failures, before = 0, cancellations()
         while True:
             try:
                 if self._connection is None:
@@ -100,6 +100,7 @@ class FencedConnection:
                 careful = True
                 await self._rollback()
             except psycopg.Error as error:
+                heed_cancellation(before)
                 if error.sqlstate == FENCE_SHUT:
                     await self._rollback()
                     raise LeaseLost(

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from kagzi.store.connections import Connector
+from kagzi.store.connections import Connector, heed_cancellation
 
 logger = logging.getLogger("kagzi.store")
 
@@ -55,6 +55,7 @@ class Listener:
                 async for notification in connection.notifies():
                     self._heard(notification.channel)
             except psycopg.Error as error:
+                heed_cancellation(0)
                 if failures == 0:
                     logger.info("listening stopped: %s", self._connector.explain(error))
             finally:

@@ -19,7 +19,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from kagzi.codec.failures import read_failure
 from kagzi.errors import RunConflict, StoreUnavailable, UnknownRun
 from kagzi.model import DEFAULT_QUEUE, AttemptRecord, GroupRecord, RunStatus, RunSummary, StepRecord
-from kagzi.store.connections import Connector, is_outage
+from kagzi.store.connections import Connector, cancellations, heed_cancellation, is_outage
 from kagzi.store.queries import load_queries
 from kagzi.store.rows import StoredStep
 
@@ -142,12 +142,16 @@ class Store:
         Raises:
             StoreUnavailable: None within the pool's timeout, or it was lost.
         """
+        before = cancellations()
         try:
             async with self._pool.connection() as connection:
+                heed_cancellation(before)
                 yield connection
         except PoolTimeout as error:
+            heed_cancellation(before)
             raise self.connector.unavailable(await self._why_none(error)) from None
         except psycopg.Error as error:
+            heed_cancellation(before)
             if is_outage(error) or error.sqlstate == "42501":
                 raise self.connector.unavailable(error) from error
             raise

@@ -21,7 +21,7 @@ from kagzi.engine.executor import Executor
 from kagzi.engine.local import LocalPlace
 from kagzi.engine.runner import LiveRun
 from kagzi.engine.tasks import assign_scope, install_factory
-from kagzi.errors import InvalidInput, KagziError, LeaseLost, StoreError
+from kagzi.errors import InvalidInput, KagziError, LeaseLost, ServerReplaced, StoreError
 from kagzi.ids import uuid7
 from kagzi.model import RunStatus, check_count, check_duration_s
 from kagzi.pool.pool import Pool
@@ -364,6 +364,13 @@ class Worker:
         if most <= 0:
             return 0
         claimed = await self._lines.claim(registry.names(), most, int(self._takes_suspects()))
+        if self.lost is not None:  # meanwhile; whoever ends its lease frees them
+            return 0
+        held = [run.external_id for run in claimed if run.run_id in self.runs]
+        if held:  # no connection that asks has been made since
+            reason = f"the server has forgotten that run {held[0]!r} is held here"
+            self._lose(ServerReplaced(reason))
+            return 0
         for run in claimed:
             if run.is_suspect:
                 self._suspect = run.run_id

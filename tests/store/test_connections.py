@@ -8,6 +8,7 @@ import logging
 import secrets
 import traceback
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
@@ -326,3 +327,64 @@ def test_libpqs_own_error_without_a_state_is_an_outage() -> None:
     assert is_outage(psycopg.OperationalError("the connection is lost"))
     assert is_outage(psycopg.InterfaceError("the connection is closed"))
     assert not is_outage(psycopg.DataError("cannot dump this"))
+
+
+async def test_cancellation_that_meets_something_else_is_not_lost(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a task that tries again after an outage would go on for ever."""
+    made = Store(Connector(dsn))
+    await made.open()
+    found = made._pool.getconn
+
+    async def found_all_the_same(timeout: float | None = None) -> Any:
+        """As the pool: the connection came at the same moment."""
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
+        return await found(timeout)
+
+    fenced = FencedConnection(made.connector, uuid4())
+
+    async def breaks(**_: Any) -> Any:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        raise psycopg.OperationalError("broken")
+
+    try:
+        monkeypatch.setattr(made._pool, "getconn", found_all_the_same)
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.ensure_future(made.ask("next_due"))
+        monkeypatch.setattr(made.connector, "connect", breaks)
+        writing = asyncio.ensure_future(fenced.write(batch_of([settled("a")])))
+        await asyncio.sleep(0)
+        writing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(writing, 10)
+    finally:
+        await made.close()
+
+
+async def test_task_that_was_cancelled_before_may_still_put_its_things_in_order(
+    dsn: str,
+) -> None:
+    made = Store(Connector(dsn))
+    await made.open()
+
+    async def end() -> list[tuple[Any, ...]]:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await made.ask("next_due")
+            put_in_order.set()
+        return []
+
+    put_in_order = asyncio.Event()
+    task = asyncio.ensure_future(end())
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert put_in_order.is_set()
+    await made.close()
