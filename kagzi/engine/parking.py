@@ -75,6 +75,8 @@ class Parking:
         run.park(FARTHEST if wake_in_s is None else run.timers.next_at(run.store_now()))
 
     def _is_idle(self, work: Work) -> bool:
+        if work.closed:  # its outcome is on its way, however long the commit takes
+            return False
         if isinstance(work, Sleep | EventWait):
             return work.durable
         if isinstance(work, Group) and work.is_timed:

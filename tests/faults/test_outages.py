@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -10,12 +11,14 @@ from psycopg.conninfo import make_conninfo
 
 import kagzi
 from kagzi import Context, ErrorStrategy
+from kagzi.engine import parking
+from kagzi.engine.parking import Parking
 from kagzi.errors import LeaseLost, StoreUnavailable
 from tests.engine.witness import Witness
 from tests.faults import programs
 from tests.fix_engine import started, until
 from tests.fix_faults import rows
-from tests.fix_proxy import Proxy
+from tests.fix_proxy import Link, Message, Proxy
 
 # --- the server's trouble -------------------------------------------------------------------
 
@@ -174,3 +177,50 @@ async def test_database_errors_of_user_code_fail_what_raised_them_and_pause_nobo
             assert statuses == {"failed"}
         assert engine.worker.lost is None
     assert "wait" not in caplog.text
+
+
+# --- slow commits ---------------------------------------------------------------------------
+
+
+@kagzi.workflow
+async def some_of_each(ctx: Context, folder: str) -> list[object]:
+    """A step, a group, a sleep and an event, one after the other."""
+    first = await ctx.step(programs.note, folder, "single")
+    group = await ctx.parallel_vec("g", [programs.note.bind(folder, "of the group")])
+    await ctx.sleep(0.01)
+    event = await ctx.wait_event("topic")
+    return [first, group, event]
+
+
+async def test_run_whose_results_wait_for_a_slow_commit_is_not_parked(
+    proxy: Proxy, witness: Witness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would wait for ever for what is there already."""
+    monkeypatch.setattr(parking, "QUIET_S", 0.002)
+    monkeypatch.setattr(parking, "HEAR_S", 0.004)
+    looks = 0
+    look = Parking._look
+
+    def count(self: Parking, number: int, patient: bool) -> None:
+        nonlocal looks
+        looks += 1
+        look(self, number, patient)
+
+    monkeypatch.setattr(Parking, "_look", count)
+
+    async def slow(link: Link, message: Message) -> bool:
+        """Each answer to a fenced connection waits until parking was thought of."""
+        if link.is_fenced and message.is_ready and engine.worker.runs:
+            run = next(iter(engine.worker.runs.values()))
+            run.settle_down()
+            before = looks
+            with suppress(TimeoutError):
+                await until(lambda: looks >= before + 3, 0.1)
+        return True
+
+    async with started(proxy.dsn, processes=0, lease_s=60.0) as engine:
+        proxy.hook = slow
+        handle = await engine.start(some_of_each, witness.folder)
+        await engine.client.send(handle, "topic", "news")
+        assert await handle.result(timeout=10) == ["single", ["of the group"], "news"]
+        assert looks > 4
