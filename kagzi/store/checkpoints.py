@@ -90,13 +90,7 @@ class CheckpointWriter:
             self._large.add(task)
             task.add_done_callback(self._large.discard)
 
-        # A row put before may be one that this step rests on: an answer of `ctx.patched`.
-        if self._open or self._full:
-            self._open.after.append(start)
-        elif self._writing is not None:
-            self._writing.after.append(start)
-        else:
-            start()
+        self.when_durable(start)  # a row put before may be one that this step rests on
 
     def put_attempt(self, row: AttemptRow) -> None:
         self._room().attempts.append(row)
@@ -138,6 +132,21 @@ class CheckpointWriter:
         """Call back when everything put so far is durable."""
         self._open.after.append(callback)
         self._start()
+
+    def when_durable(self, callback: Callable[[], None]) -> None:
+        """The same, at once if it is; what is put from here on is not waited for."""
+        if self._open or self._full:
+            self._open.after.append(callback)
+        elif self._writing is not None:
+            self._writing.after.append(callback)
+        else:
+            callback()
+
+    async def caught_up(self) -> None:
+        """Wait until everything put so far is durable."""
+        future = asyncio.get_running_loop().create_future()
+        self.when_durable(lambda: None if future.done() else future.set_result(None))
+        await future
 
     async def drain(self) -> None:
         """Wait until nothing is left to write."""

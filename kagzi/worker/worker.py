@@ -34,7 +34,7 @@ from kagzi.store.listener import done_channel, due_channel, news_channel
 from kagzi.store.operations import read_news, tell_ends
 from kagzi.store.rows import StoredStep
 from kagzi.store.store import ClaimedRun, Store
-from kagzi.store.transactions import Transactions
+from kagzi.store.transactions import Body, Transactions
 from kagzi.worker.heartbeat import Heartbeat
 from kagzi.worker.incarnation import boot_id, host_name, is_gone, process_start
 from kagzi.worker.janitor import Janitor, check_retention
@@ -143,7 +143,7 @@ class Worker:
             self.loop,
             lambda task, step: assign_scope(task, step.run.bodies.scope(step)),
             lambda step: Context(step.run),
-            self._transactions.run,
+            self._transact,
             self.answers.returned,
             self._local_failed,
             self.executor.finish,
@@ -514,6 +514,11 @@ class Worker:
         if gate is None:
             gate = self._gates[key] = Gate(limit)
         return gate
+
+    async def _transact(self, step: Step, body: Body) -> Any:
+        """Run a step's body that commits its own checkpoint: not ahead of what that rests on."""
+        await self.writer.caught_up()  # an answer of `ctx.patched`
+        return await self._transactions.run(step, body)
 
     def _local_failed(self, step: Step, error: bytes, wanted: bool) -> None:
         self.answers.failed(step, error, wanted, step.started_us, step.completed_us, 0)

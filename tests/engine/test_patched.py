@@ -10,6 +10,7 @@ import pytest
 
 import kagzi
 from kagzi import Context, InvalidInput, InvalidName, RunFailed
+from kagzi.store.checkpoints import LARGE_BYTES
 from tests.engine import steps
 from tests.engine.witness import Witness
 from tests.fix_engine import Engine, until
@@ -216,6 +217,14 @@ async def branches(ctx: Context, explicit: bool) -> list[list[str]]:
     return await asyncio.gather(*(branch(index) for index in range(3)))
 
 
+async def last_marker(engine: Engine, handle: kagzi.RunHandle[Any]) -> int:
+    query = (
+        "SELECT max(completed_number) FROM kagzi.step_runs WHERE run_id = %(id)s"
+        " AND function = 'kagzi.patched'"
+    )
+    return (await engine.rows(query, id=handle.run_id))[0][0]
+
+
 @pytest.mark.parametrize("explicit", [False, True])
 async def test_each_branch_has_an_answer_of_its_own_that_stays(
     engine: Engine, explicit: bool
@@ -245,6 +254,8 @@ async def test_each_branch_has_an_answer_of_its_own_that_stays(
         mixed += len(set(kinds)) == 2
         answers = await markers(engine, handle)
         assert list(answers.values()).count(True) == kinds.count("new")
+        if explicit:  # what is not recorded yet may be decided anew, by what is left to ask for
+            number = await last_marker(engine, handle)
         for again in await engine.numbers(handle):
             if again >= number:
                 assert await engine.replay(handle, keep=again) == result
@@ -288,3 +299,79 @@ async def test_a_name_that_cannot_be_stored_is_refused(engine: Engine, name: Any
 @kagzi.workflow
 async def asks_for(ctx: Context, name: Any) -> bool:
     return ctx.patched(name)
+
+
+# --- what commits otherwise than in the stream ----------------------------------------------
+
+
+@kagzi.step(transaction=True)
+async def note_in_transaction(connection: Any, folder: str) -> int:
+    Witness(folder).note("in transaction")
+    cursor = await connection.execute(
+        "SELECT count(*) FROM kagzi.step_runs WHERE run_id = %s AND function = 'kagzi.patched'",
+        [kagzi.current_step().run_id],
+    )
+    return (await cursor.fetchone())[0]  # type: ignore[no-any-return]
+
+
+@kagzi.workflow
+async def transacts(ctx: Context, folder: str) -> int:
+    if ctx.patched("transaction"):
+        return await ctx.step(note_in_transaction, folder)
+    return -1
+
+
+@kagzi.workflow
+async def large(ctx: Context) -> int:
+    if ctx.patched("large"):
+        return len(await ctx.step(steps.text_of, LARGE_BYTES * 2))
+    return -1
+
+
+async def test_a_checkpoint_of_its_own_transaction_comes_behind_the_marker(
+    engine: Engine, witness: Witness
+) -> None:
+    async with held_writer(engine) as writer:
+        handle = await engine.start(transacts, witness.folder)
+        await until(lambda: writer.held)
+        await turns()
+        assert witness.entries == []
+    assert await engine.outcome(handle) == 1, "the marker was there"
+
+
+async def test_a_large_checkpoint_comes_behind_the_marker(engine: Engine) -> None:
+    async with held_writer(engine) as writer:
+        handle = await engine.start(large)
+        await until(lambda: writer.held)
+        await turns()
+        assert await engine.count("step_runs", handle.run_id) == 0
+    assert await engine.outcome(handle) == LARGE_BYTES * 2
+
+
+async def turns() -> None:
+    for _ in range(50):
+        await asyncio.sleep(0.002)
+
+
+class held_writer:
+    """Holds every write of the worker's first connection, for as long as the block lasts."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._writer = engine.worker.writer
+        self._open = asyncio.Event()
+        self.held = 0
+
+    async def __aenter__(self) -> held_writer:
+        self._write = self._writer._write
+
+        async def write(batch: Any) -> Any:
+            self.held += 1
+            await self._open.wait()
+            return await self._write(batch)
+
+        self._writer._write = write
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._open.set()
+        self._writer._write = self._write

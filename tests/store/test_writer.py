@@ -393,6 +393,24 @@ async def test_large_value_put_during_a_write_waits_for_that_write_alone() -> No
     await bench.finish()
 
 
+async def test_who_waits_for_what_was_put_does_not_wait_when_it_is_durable() -> None:
+    bench = Bench()
+    await bench.writer.caught_up()
+    assert bench.store.begun == []
+    bench.writer.put_steps([settled("before")])
+    waiting = asyncio.ensure_future(bench.writer.caught_up())
+    await turns()
+    bench.writer.put_steps([settled("behind")])
+    await turns()
+    assert not waiting.done()
+    bench.store.let_go()
+    await turns()
+    assert waiting.done()
+    assert bench.store.ids == ["before"]
+    await bench.finish()
+    await bench.writer.caught_up()
+
+
 async def test_large_values_go_one_at_a_time() -> None:
     bench = Bench()
     done: list[int] = []
