@@ -117,6 +117,9 @@ class Proxy:
     async def stop(self) -> None:
         assert self._server is not None, "started"
         self._server.close()
+        for _ in range(3):  # what was being accepted becomes a task in the next turns
+            await self.cut_all()
+            await asyncio.sleep(0)
         await self.cut_all()
 
     async def cut_all(self) -> None:
@@ -136,6 +139,8 @@ class Proxy:
         task = asyncio.ensure_future(self._serve(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        # A task that is cancelled before its first turn closes nothing itself.
+        task.add_done_callback(lambda _: writer.close())
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writers = [writer]
@@ -166,9 +171,10 @@ class Proxy:
         finally:
             for pump in pumps:
                 pump.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
+            # Before anything is awaited: this task may be cancelled a second time.
             for one in reversed(writers):  # the server first: it must not outlive the cut
                 one.close()
+            await asyncio.gather(*pumps, return_exceptions=True)
             for one in writers:
                 with suppress(OSError):
                     await one.wait_closed()
