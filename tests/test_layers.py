@@ -56,7 +56,7 @@ ROWS = [
     {"model"},
     {"_build_check"},
     {"errors"},
-    {"names", "_core"},
+    {"names", "cancelling", "_core"},
 ]
 PURE = {"names", "cron", "scope", "registry", "definition", "codec", "retry", "model", "errors"}
 IMPURE = {"asyncio", "socket", "random", "secrets", "psycopg", "threading", "time", "uvloop"}

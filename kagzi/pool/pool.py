@@ -8,11 +8,14 @@ one at a time in a process of their own, and the one that dies alone is it.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
 import multiprocessing
+import multiprocessing.util  # its own clearing up at exit is set up before ours, so it comes after
 import os
 import socket
 import time
+import weakref
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
@@ -20,6 +23,7 @@ from multiprocessing.reduction import DupFd
 from typing import Any
 
 from kagzi._core import ENDED, LANE_ALONE, WAITING, Step
+from kagzi.cancelling import cancel_all
 from kagzi.codec.failures import describe_exception
 from kagzi.errors import MissingMainGuard, PoolStartFailed, StepCrashed, StepTimeout
 from kagzi.pool import child
@@ -69,6 +73,7 @@ class Pool:
         self._closing = False
         self.started = 0
         self.deaths = 0
+        _pools.add(self)
 
     async def open(self) -> None:
         """Start the processes; returns when all are ready.
@@ -87,9 +92,7 @@ class Pool:
             tasks.append(self._watch)
         if self._quarantine is not None:
             tasks.append(self._quarantine)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_all(tasks)
         links = list(self._links)
         for link in links:
             link.kill()
@@ -327,6 +330,20 @@ class Pool:
                 self._fail(link, step, StepTimeout(f"no result within {timeout_s:g} s"))
                 self.replace(link, f"step {step.id!r} blocks it past its timeout")
                 return
+
+
+_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+
+
+@atexit.register
+def _kill_left() -> None:
+    """A program that ends without closing its workers: multiprocessing would wait for ever.
+
+    At exit it sends SIGTERM, which pool processes leave to their coordinator, and joins them.
+    """
+    for pool in _pools:
+        for link in pool._links:
+            link.kill()
 
 
 class _Descriptor:

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from uuid import UUID
 
 from kagzi._core import Step
+from kagzi.cancelling import cancel_all
 from kagzi.errors import KagziError
 from kagzi.store.rows import AttemptRow, Batch, GroupRow, Mark, MemoRow, RunRow, StoredStep
 
@@ -156,10 +157,7 @@ class CheckpointWriter:
 
     async def close(self) -> None:
         """Stop writing at once; what is not committed is dropped."""
-        tasks = [*self._large, *([self._task] if self._task is not None else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_all([*self._large, *([self._task] if self._task is not None else [])])
 
     # --- writing ----------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from kagzi.cancelling import cancel_all
 from kagzi.store.connections import Connector, heed_cancellation
 
 logger = logging.getLogger("kagzi.store")
@@ -38,8 +39,7 @@ class Listener:
 
     async def close(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await cancel_all([self._task])
             self._task = None
 
     async def _run(self) -> None:

@@ -121,6 +121,7 @@ class Store:
             max_size=MOST_CONNECTIONS,
             timeout=POOL_TIMEOUT_S,
             configure=connector.configure,
+            reset=_no_reset,
             open=False,
             name="kagzi",
         )
@@ -147,6 +148,7 @@ class Store:
             async with self._pool.connection() as connection:
                 heed_cancellation(before)
                 yield connection
+            heed_cancellation(before)
         except PoolTimeout as error:
             heed_cancellation(before)
             raise self.connector.unavailable(await self._why_none(error)) from None
@@ -457,6 +459,13 @@ async def load_checkpoints(ask: Ask, runs: dict[UUID, ClaimedRun]) -> None:
         runs[run_id].groups[path] = StoredGroup(*group)
     for run_id, step_id, *attempts in await ask("load_attempts", run_ids=known):
         runs[run_id].attempts[step_id] = StoredAttempts(*attempts)
+
+
+async def _no_reset(_: psycopg.AsyncConnection[Any]) -> None:
+    """With a reset, the pool takes connections back in a task of its own.
+
+    Without one it does so in the caller's, and a caller cancelled in that moment lost it for good.
+    """
 
 
 def _summary(

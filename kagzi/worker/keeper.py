@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from uuid import UUID
 
+from kagzi.cancelling import cancel_all
 from kagzi.engine.runner import LiveRun
 from kagzi.errors import StoreError
 from kagzi.store.workers import absolve_runs, add_event
@@ -93,8 +94,7 @@ class Keeper:
         """As `Worker.close`; no incarnation follows."""
         self._draining = True
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await cancel_all([self._task])
         if self._is_open:
             await self.incarnation.close(drain_s)
         await asyncio.gather(*self._closing, return_exceptions=True)

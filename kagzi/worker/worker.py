@@ -12,6 +12,7 @@ from typing import Any
 from uuid import UUID
 
 from kagzi._core import Gate, Step
+from kagzi.cancelling import cancel_all
 from kagzi.codec.failures import describe_exception
 from kagzi.context import Context
 from kagzi.definition import CallOptions, Definition
@@ -230,9 +231,7 @@ class Worker:
         self._draining = True
         if drain_s > 0 and self.runs and self.lost is None:
             await self.drain(drain_s)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel_all(self._tasks)
         stopped = list(self.runs.values())
         for run in stopped:
             run.give_back() if self.lost is None else run.stop()
@@ -240,8 +239,7 @@ class Worker:
         answers = self.lost is not None or await self._drain_writer()
         await self.writer.close()
         if self._memo_task is not None:
-            self._memo_task.cancel()
-            await asyncio.gather(self._memo_task, return_exceptions=True)
+            await cancel_all([self._memo_task])
         await self._local_place.close()
         if self.pool is not None:
             await self.pool.close()

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.scripts import run_script
@@ -146,3 +147,38 @@ def test_run_within_a_running_loop_says_what_to_use(dsn: str, tmp_path: Path) ->
     (tmp_path / "notebook.py").write_text(NOTEBOOK)
 
     assert "async with kagzi.connect()" in run_script("notebook.py", dsn=dsn, cwd=tmp_path)
+
+
+LEAVING = """
+import asyncio
+import sys
+
+import kagzi
+import psutil
+
+
+async def main():
+    client = await kagzi.connect().__aenter__()
+    block = client.worker(processes=2)
+    return client, block, await block.__aenter__()
+
+
+if __name__ == "__main__":
+    loop = asyncio.new_event_loop()
+    left = loop.run_until_complete(main())
+    print(*(process.pid for process in psutil.Process().children(recursive=True)))
+    sys.stderr.close()  # what asyncio says of what was left
+"""
+
+
+def test_program_that_ends_without_closing_its_worker_ends_and_its_pool_with_it(
+    dsn: str, tmp_path: Path
+) -> None:
+    (tmp_path / "leaving.py").write_text(LEAVING)
+
+    left = run_script("leaving.py", dsn=dsn, cwd=tmp_path).split()
+
+    assert len(left) >= 2
+    processes = [psutil.Process(int(pid)) for pid in left if psutil.pid_exists(int(pid))]
+    _, alive = psutil.wait_procs(processes, timeout=10)
+    assert [one for one in alive if one.status() != psutil.STATUS_ZOMBIE] == []
