@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from struct import Struct
 from typing import Any
 from uuid import UUID
@@ -30,7 +29,7 @@ _COLUMNS = (
 _COPY_HEAD = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _COPY_END = b"\xff\xff"
 _I2, _I4, _TIME = Struct("!h"), Struct("!i"), Struct("!iqiq")
-_POSTGRES_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+_POSTGRES_EPOCH_US = 946_684_800_000_000
 
 
 @dataclass(slots=True)
@@ -125,17 +124,17 @@ async def _rows(
 
 async def _copy(connection: Connection, store: Store, starts: Starts) -> list[StartedRun]:
     """Raises `UniqueViolation` where an id is taken."""
-    now, apart = (await _rows(connection, store, "start_facts", queue=starts.queue))[0]
+    now_us, apart = (await _rows(connection, store, "start_facts", queue=starts.queue))[0]
     table = f"{store.connector.quoted_schema}.workflow_runs ({_COLUMNS})"
     async with psycopg.AsyncCursor(connection) as cursor:
         async with cursor.copy(f"COPY {table} FROM STDIN (FORMAT binary)".encode()) as copy:
             encoding = connection.info.encoding
-            for data in _copy_data(starts, now, apart, encoding):
+            for data in _copy_data(starts, now_us, apart, encoding):
                 await copy.write(data)
     return [_new(starts, run) for run in starts.runs]
 
 
-def _copy_data(starts: Starts, now: datetime, apart: bool, encoding: str) -> Iterator[bytes]:
+def _copy_data(starts: Starts, now_us: int, apart: bool, encoding: str) -> Iterator[bytes]:
     """A binary COPY stream of the runs.
 
     By their ids, as `insert_runs` has them; due in the order of the batch.
@@ -153,7 +152,7 @@ def _copy_data(starts: Starts, now: datetime, apart: bool, encoding: str) -> Ite
     kind = text(starts.workflow) + text(starts.version) + field(_I4.pack(starts.priority))
     queue = text(starts.queue)
     line = field(b"\1" if apart else b"\0")
-    first = (now - _POSTGRES_EPOCH) // timedelta(microseconds=1) - len(starts.runs)
+    first = now_us - _POSTGRES_EPOCH_US - len(starts.runs)
     places = {run.external_id: first + place for place, run in enumerate(starts.runs, 1)}
     ordered = sorted(starts.runs, key=lambda run: run.external_id)  # code points sort as UTF-8 does
     parts = [_COPY_HEAD]

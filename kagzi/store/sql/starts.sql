@@ -2,8 +2,8 @@
 -- `{schema}` is the quoted schema; parameters are bound by name.
 
 -- name: start_facts
--- What a COPY of new runs needs to know. Index: queues_pkey.
-SELECT {schema}.now_at(),
+-- What a COPY of new runs needs to know; the time in microseconds. Index: queues_pkey.
+SELECT (extract(epoch FROM {schema}.now_at()) * 1000000)::int8,
     EXISTS (SELECT FROM {schema}.queues WHERE name = %(queue)s AND apart);
 
 -- name: insert_runs
@@ -39,4 +39,4 @@ FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database();
 
 -- name: identify_schema
 -- The rest of it: when the schema was made.
-SELECT applied_at::text FROM {schema}.schema_migrations ORDER BY version LIMIT 1;
+SELECT extract(epoch FROM applied_at)::text FROM {schema}.schema_migrations ORDER BY version LIMIT 1;
