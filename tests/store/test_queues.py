@@ -377,6 +377,23 @@ async def test_common_line_never_gives_a_run_of_a_limited_queue(store: Store, ds
     assert await names(store, worker_id) == ["a"]
 
 
+async def test_run_comes_whole_from_either_line(store: Store, dsn: str) -> None:
+    worker_id = await registered(store)
+    run_id = await add(store, "q")
+    await rows(
+        dsn,
+        "UPDATE kagzi.workflow_runs SET scheduled_at = now(), news = 3, epoch = 1, crash_count = 1,"
+        " parent_run_id = id",
+    )
+    (common,) = await store.claim_runs(worker_id, NAMES, 1)
+    held = "UPDATE kagzi.workflow_runs SET status = %(status)s, worker_id = %(worker)s, epoch = 1"
+    await rows(dsn, f"{held}, crash_count = 1, apart = true", status="pending", worker=None)
+    await declare_queues(store, ["q"])
+    (apart,) = await claim(store, worker_id)
+    assert apart == common
+    assert (apart.run_id, apart.epoch, apart.news, apart.parent_run_id) == (run_id, 2, 3, run_id)
+
+
 async def test_default_queue_can_be_paused_and_goes_back_to_the_common_line(
     store: Store, dsn: str
 ) -> None:

@@ -8,6 +8,7 @@
 -- row have held when they ended abruptly, it takes `suspects` at most (0 or 1).
 -- Runs whose queue stands apart, or is not among the `served`, are not taken: they move to the line
 -- of their own queue, and come back as `aside`. Runs of the default queue stay where they are.
+-- The other columns are those of `claim_apart`.
 -- Indexes: workflow_runs_due, workflow_runs_suspect.
 WITH fence AS MATERIALIZED (
     SELECT 1 FROM {schema}.workers WHERE id = %(worker_id)s AND status = 'active' FOR SHARE

@@ -8,7 +8,7 @@
 -- Indexes: workflow_runs_fresh, workflow_runs_parked, workflow_runs_keys, workflow_runs_busy.
 SELECT (c.run).id, (c.run).external_id, (c.run).workflow, (c.run).version, (c.run).priority,
     (c.run).epoch, (c.run).input, (c.run).crash_count, (c.run).created_at,
-    (c.run).scheduled_at, c.again_s
+    (c.run).scheduled_at, (c.run).news, (c.run).parent_run_id, c.again_s
 FROM {schema}.claim_apart(%(worker_id)s, %(served)s::text[], %(names)s::text[],
     %(versions)s::text[], %(most)s, %(suspects)s) c;
 
