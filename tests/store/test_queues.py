@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -521,3 +522,27 @@ async def test_claim_behind_a_long_line_of_one_key_goes_from_key_to_key(
         scans, fetched = await cursor.fetchone() or (1, 0)
         assert scans == 0
         assert fetched < 2_000
+
+
+async def test_a_run_claimed_from_its_queue_is_known_as_well_as_one_of_the_common_line(
+    store: Store, dsn: str
+) -> None:
+    await set_queue(store, "limited", {"concurrency": 9})
+    worker_id = await registered(store)
+    for queue in ("limited", "default"):
+        await add(store, queue, name=queue)
+    await rows(
+        dsn,
+        """UPDATE kagzi.workflow_runs SET news = 3, parent_run_id = gen_random_uuid(),
+            scheduled_at = '2026-01-01T00:00Z', crash_count = 1, epoch = 4, priority = 5""",
+    )
+    limited = await claim(store, worker_id, served=["limited"])
+    common = await store.claim_runs(worker_id, [("w", "1")], 100, 0, None)
+    unlike = {"run_id", "external_id", "created_at", "parent_run_id"}
+    facts = [
+        {name: value for name, value in asdict(run).items() if name not in unlike}
+        for run in (*limited, *common)
+    ]
+    assert facts[0] == facts[1]
+    assert facts[0]["news"] == 3
+    assert None not in {run.parent_run_id for run in (*limited, *common)}
