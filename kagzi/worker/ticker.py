@@ -17,6 +17,7 @@ from kagzi.errors import InvalidInput, StoreError, UnknownRun
 from kagzi.model import Overlap
 from kagzi.store.operations import change_run
 from kagzi.store.schedules import (
+    MOST_SCHEDULES,
     DueSchedule,
     Ticks,
     find_due_schedules,
@@ -80,7 +81,10 @@ class Ticker:
         self._turns += 1
         if self._turns % OVERLAP_EVERY == 0 or any(one.overlap is Overlap.CANCEL for one in due):
             await self._cancel_overlapped()
-        if moved and any(t.later_at is not None and t.later_at <= t.schedule.now for t in ticks):
+        more = len(due) == MOST_SCHEDULES or any(
+            t.later_at is not None and t.later_at <= t.schedule.now for t in ticks
+        )
+        if moved and more:
             return 0.0  # more have come than one statement starts
         return min([self._poll_s, *later])
 

@@ -118,6 +118,33 @@ async def test_a_run_that_no_schedule_started_has_no_tick(dsn: str) -> None:
         assert await engine.run(ticked) == [None]
 
 
+async def test_a_fork_of_a_run_has_its_tick_and_does_not_belong_to_the_schedule(dsn: str) -> None:
+    await move_clock(dsn, moment("2026-03-01T00:00:30"))
+    async with started(dsn, processes=0, poll_s=0.02) as engine:
+        await engine.client.schedule(ticked, "* * * * *", id="s")
+        await move_clock(dsn, moment("2026-03-01T00:01:01"))
+        handle = await until(lambda: found(engine.client, "s@2026-03-01T00:01:00Z"))
+        await handle.result(PATIENCE_S)
+        fork = await engine.client.fork(handle, id="again")
+        assert await fork.result(PATIENCE_S) == ["2026-03-01T00:01:00+00:00"]
+        assert await ticks_of(dsn, "s") == ["03-01 00:01"]
+
+
+async def test_more_schedules_than_one_statement_takes_are_all_served(dsn: str) -> None:
+    async with client_at(dsn, "2026-03-01T00:00:30") as client:
+        await client.schedule(ticked, "* * * * *", id="s")
+        await rows(
+            dsn,
+            """INSERT INTO kagzi.schedules (id, workflow, version, pinned, cron, timezone, catch_up,
+                overlap, next_at, input)
+            SELECT id || n, workflow, version, pinned, cron, timezone, catch_up, overlap, next_at,
+                input FROM kagzi.schedules, generate_series(1, 1199) n""",
+        )
+        await move_clock(dsn, moment("2026-03-01T00:01:01"))
+        await look(client)
+        assert await value(dsn, "SELECT count(*) FROM kagzi.workflow_runs") == 1200
+
+
 async def test_four_workers_start_one_run_for_each_tick(dsn: str) -> None:
     """Every minute of five hours, of three schedules, the clock moved under all four at once."""
     start = moment("2026-03-01T00:00:30")

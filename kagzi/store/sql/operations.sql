@@ -162,11 +162,12 @@ SELECT key, value, number FROM {schema}.run_values
 WHERE run_id = %(run_id)s AND number > %(after)s ORDER BY number;
 
 -- name: fork_run
--- A new run with the input of another. Index: primary key.
+-- A new run with the input of another, and its tick. Index: primary key.
 INSERT INTO {schema}.workflow_runs (id, external_id, workflow, version, status, priority, input,
-    wake_at, created_at, forked_from, epoch, queue, queue_key, apart)
+    wake_at, created_at, forked_from, epoch, queue, queue_key, apart, scheduled_at)
 SELECT %(new_id)s, %(external_id)s, workflow, coalesce(%(version)s::text, version), 'pending',
-    priority, input, {schema}.now_at(), {schema}.now_at(), id, 1, queue, queue_key, apart
+    priority, input, {schema}.now_at(), {schema}.now_at(), id, 1, queue, queue_key, apart,
+    scheduled_at
 FROM {schema}.workflow_runs WHERE id = %(id)s
 ON CONFLICT (workflow, external_id) DO NOTHING
 RETURNING workflow, version;
