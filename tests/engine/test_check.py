@@ -179,6 +179,7 @@ async def all_kinds(ctx: Context, folder: str) -> list[Any]:
     seen.append(await ctx.parallel_vec("empty", []))
     now, chance, unique = await ctx.now(), await ctx.random(), await ctx.uuid4()
     ctx.step(wait_for_ever)  # nobody awaits it
+    await asyncio.sleep(0.01)
     return [*seen, str(now), chance, str(unique)]
 
 
@@ -416,6 +417,29 @@ async def test_patched_code_breaks_no_run(dsn: str) -> None:
             await forget_behind(dsn, number - 1)
 
 
+async def test_a_patch_at_the_end_or_one_whose_call_is_gone_breaks_no_run(dsn: str) -> None:
+    async def patched(ctx: Context) -> Any:
+        done = await one_step(ctx)
+        if ctx.patched("end"):
+            await ctx.step(steps.echo, "new", name="end")
+        return done
+
+    async def patched_for_good(ctx: Context) -> Any:
+        done = await one_step(ctx)
+        await ctx.step(steps.echo, "new", name="end")
+        return done
+
+    old = await record(dsn, one_step)
+    Deployed.code = patched
+    async with kagzi.connect(dsn, migrate=False) as client:
+        assert await client.check() == CheckReport(1, 1, 0, 0, []), "it had passed by its end"
+    await record(dsn, patched)
+    Deployed.code = patched_for_good
+    async with kagzi.connect(dsn, migrate=False) as client:
+        found = await only_broken(client)
+        assert found.run_id == old.run_id
+
+
 async def test_runs_that_sleep_for_weeks_are_checked_at_once(dsn: str) -> None:
     Deployed.code = parks
     async with started(dsn, processes=0) as engine:
@@ -478,6 +502,7 @@ async def test_branches_that_were_cut_off_are_no_cause_for_alarm(
         async def long_branch() -> None:
             for n in range(5):
                 await ctx.step(steps.echo, n)
+                await asyncio.sleep(0)
             await ctx.step(open_gate, witness.folder, "far enough")
             await ctx.step(wait_for_ever)
 
@@ -486,8 +511,8 @@ async def test_branches_that_were_cut_off_are_no_cause_for_alarm(
 
         try:
             async with asyncio.TaskGroup() as group:
+                group.create_task(failing_branch())  # on replay the first to go on, and to fail
                 group.create_task(long_branch())
-                group.create_task(failing_branch())
         except* StepFailed:
             pass
         return "failed"
