@@ -175,7 +175,7 @@ def _is_equal(one: bytes | None, other: bytes | None) -> bool:
 
 
 def _unused(run: RecordedRun, left: list[str], does: str, asked: str | None) -> BrokenRun:
-    message = f"the code {does}, and no longer asks for {_named(left)}, which is recorded"
+    message = f"the code {does}, and no longer asks for {_named(left)}, recorded before"
     recorded = _shown(run, left[0])
     return _broken(run, CheckProblem.UNUSED_STEP, message, left[0], recorded, asked)
 

@@ -49,6 +49,18 @@ def test_agent_goes_on_under_a_second_worker(dsn: str) -> None:
     assert "model#2: decided by call 1 of 2" in printed
 
 
+def test_versions_tells_which_change_would_break_a_run(dsn: str) -> None:
+    printed = run_script(EXAMPLES / "versions.py", dsn=dsn)
+    assert "checked carelessly: would break:\n  A-1: " in printed
+    assert "no longer asks for 'pack', " in printed
+    assert "checked with a patch: no run would break\n" in printed
+    assert "A-1: A-1 reserved, packed, shipped\n" in printed
+    assert "A-2: A-2 reserved, wrapped as a gift, shipped\n" in printed
+    assert "B-1: B-1 reserved, wrapped as a gift, shipped\n" in printed
+    assert "B-2: B-2 reserved, wrapped as a gift, shipped\n" in printed
+    assert "version 2 (default): 0 unfinished" in printed
+
+
 def test_every_example_has_a_test() -> None:
     tested = set(re.findall(r'EXAMPLES / "(\w+\.py)"', Path(__file__).read_text()))
     assert tested == {path.name for path in EXAMPLES.glob("*.py")}

@@ -335,7 +335,7 @@ async def parks(ctx: Context) -> Any:
 
 BREAKS = [
     (one_step, two_steps, "missing_step", "echo#2", "'echo#2' (tests.engine.steps.echo)"),
-    (two_steps, one_step, "unused_step", "echo#2", "no longer asks for 'echo#2'"),
+    (two_steps, one_step, "unused_step", "echo#2", "no longer asks for 'echo#2', recorded"),
     (two_steps, renamed, "missing_step", "second", "not asked for: 'echo#2'"),
     (two_steps, other_function, "non_determinism", "echo", "recorded 'tests.engine.steps.echo'"),
     (two_steps, other_input, "non_determinism", "echo#2", "the same with another"),
