@@ -3,7 +3,13 @@
 Each `time_` body handles STEPS steps; the `track_` twins say the same in nanoseconds per step.
 """
 
+import os
+import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -195,6 +201,67 @@ def track_step_through_the_core() -> float:
 
 
 track_step_through_the_core.unit = "ns/step"  # type: ignore[attr-defined]
+
+
+def go_through(rounds: int) -> None:
+    """Steps through all that every step of a plain group passes through."""
+    for _ in range(rounds):
+        scheduler, place = core.Scheduler(), core.Place([STEPS, 0, 0])
+        writer, reader = core.FrameWriter(), core.FrameReader()
+        scheduler.add_all(make_steps())
+        steps = scheduler.take(place, STEPS)
+        for step in steps:
+            writer.add_step(1, step, 3)
+        writer.take()
+        for step in steps:
+            writer.add(DONE, step.number, 1_700_000_000_000_000, 15, b"", ANSWER)
+        scheduler.absorb(reader.feed(writer.take()), DONE, 1)
+        for step in steps:
+            step.worker_id = step.group_id = b"w" * 16
+        core.Slots(STEPS).fill_steps(steps)
+        core.copy_rows(steps)
+
+
+class Instructions:
+    """Counted, not timed: by the processor where `perf` may ask it, else by callgrind."""
+
+    timeout = 600
+
+    def setup(self) -> None:
+        if counted_instructions("pass") is None:
+            raise NotImplementedError("neither perf nor valgrind can count here")
+
+    def track_step_through_the_core(self) -> float:
+        few, many = (counted_instructions(program_of(rounds)) for rounds in (2, 12))
+        assert few is not None
+        assert many is not None
+        return (many - few) / (10 * STEPS)
+
+    track_step_through_the_core.unit = "instructions"  # type: ignore[attr-defined]
+
+
+def program_of(rounds: int) -> str:
+    return f"from benchmarks.bench_core import go_through; go_through({rounds})"
+
+
+def counted_instructions(program: str) -> int | None:
+    """Of a Python program, in user mode; None where nothing can count them."""
+    python = [sys.executable, "-c", program]
+    path = [str(Path(__file__).parents[1]), *filter(None, sys.path)]
+    environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(path)}
+    counters = (
+        (["perf", "stat", "-x,", "-e", "instructions:u"], r"^(\d+),[^,]*,instructions"),
+        (["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"], r"Collected : (\d+)"),
+    )
+    for command, pattern in counters:
+        if shutil.which(command[0]) is not None:
+            done = subprocess.run(
+                [*command, *python], env=environment, capture_output=True, text=True, check=False
+            )
+            found = re.search(pattern, done.stderr, re.MULTILINE)
+            if done.returncode == 0 and found is not None:
+                return int(found[1])
+    return None
 
 
 def main() -> None:

@@ -40,7 +40,8 @@ from kagzi.store.migrate import migrate
 
 @click.command(
     help="Measure kagzi beside the specification's thresholds.\n\n"
-    "NAMES select benchmarks, by name or by how it begins; without any, all are run.",
+    "NAMES select benchmarks, by name or by how it begins; without any, all are run.\n\n"
+    "`python -m kagzi.bench dashboard` shows benchmarks over commits; it has options of its own.",
     epilog="Exit code: 0 if every threshold is kept, 1 if one is missed or a count has grown, 2 if "
     "nothing could be measured.",
 )
