@@ -166,9 +166,9 @@ async def resume_schedule(store: Store, schedule_id: str) -> None:
         if row is None:
             raise _unknown(schedule_id)
         cron, timezone = row[3:5]
-        paused, last_at, now = row[-3:]
+        paused, _last_at, now = row[-3:]
         if paused:
-            next_at = _first_tick(cron_of(cron, timezone), now, last_at)
+            next_at = _first_tick(cron_of(cron, timezone), now, None)
             await connection.execute(
                 store.queries["resume_schedule"].encode(), {"id": schedule_id, "next_at": next_at}
             )

@@ -543,6 +543,17 @@ async def test_a_paused_schedule_does_not_tick_and_drops_the_ticks_of_its_pause(
         assert await ticks_of(dsn, "s") == ["03-01 00:11"]
 
 
+async def test_a_resumed_schedule_ticks_from_now_on_though_its_clock_was_wrong(dsn: str) -> None:
+    async with client_at(dsn, "2036-03-01T00:00:30") as client:
+        await client.schedule(ticked, "* * * * *", id="s")
+        await move_clock(dsn, moment("2036-03-01T00:01:01"))
+        await look(client)
+        await move_clock(dsn, moment("2026-03-01T00:00:30"))
+        await client.pause_schedule("s")
+        resumed = await client.resume_schedule("s")
+        assert resumed.next_at == moment("2026-03-01T00:01:00")
+
+
 async def test_an_unscheduled_one_is_gone_and_its_runs_stay(dsn: str) -> None:
     async with client_at(dsn, "2026-03-01T00:00:30") as client:
         await client.schedule(ticked, "* * * * *", id="s")
