@@ -46,6 +46,7 @@ from kagzi.starting import (
     prepare_many,
 )
 from kagzi.store.connections import Connector
+from kagzi.store.desk import Desk
 from kagzi.store.embedded import EmbeddedServer, attach
 from kagzi.store.listener import (
     Listener,
@@ -57,6 +58,7 @@ from kagzi.store.listener import (
 from kagzi.store.migrate import migrate, verify
 from kagzi.store.queues import list_queues, set_queue
 from kagzi.store.retention import delete_run
+from kagzi.store.rows import RunRow
 from kagzi.store.schedules import delete_schedule, pause_schedule, resume_schedule
 from kagzi.store.starts import Guests, Starts, insert_runs, insert_runs_within
 from kagzi.store.store import StartedRun, Store
@@ -66,11 +68,10 @@ from kagzi.versions import (
     named_workflow,
     set_default_version,
 )
+from kagzi.waiting import Waiting
 from kagzi.worker import Keeper, Worker
 
 T = TypeVar("T")
-
-WAIT_POLL_S = 1.0
 
 
 class Client(Operations):
@@ -88,7 +89,8 @@ class Client(Operations):
         self._listener: Listener = None  # type: ignore[assignment]
         self._guests: Guests = None  # type: ignore[assignment]
         self._workers: list[Keeper] = []
-        self._waiters: dict[UUID, set[asyncio.Event]] = {}
+        self._waiting: Waiting = None  # type: ignore[assignment]
+        self._desk: Desk = None  # type: ignore[assignment]
         self._notifying: asyncio.Task[None] | None = None
         self._to_notify: set[str] = set()  # channels
 
@@ -110,6 +112,8 @@ class Client(Operations):
                 await asyncio.to_thread(self._server.close)
             raise
         self._guests = Guests(self._store)
+        self._waiting = Waiting(self._store, self._is_held)
+        self._desk = Desk(self._store, lambda: [worker.incarnation for worker in self._workers])
         names = (due_channel, done_channel, news_channel, queues_channel)
         self._listener = Listener(connector, [name(self._schema) for name in names], self._heard)
         return self
@@ -120,6 +124,8 @@ class Client(Operations):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        await self._desk.close()
+        await self._waiting.close()
         await self._listener.close()
         if self._notifying is not None:
             await asyncio.gather(self._notifying, return_exceptions=True)
@@ -177,21 +183,13 @@ class Client(Operations):
             starts = Starts(found.name, found.version, priority, queue, [run])
             return self._handles(found, await self._insert_within(connection, starts))[0]
         while started is None:
-            started = await self._store.insert_run(
-                run.run_id,
-                run.external_id,
-                found.name,
-                found.version,
-                priority,
-                run.payload,
-                pinned,
-                queue,
-                run.queue_key,
+            started = await self._desk.start(
+                run, found.name, found.version, priority, queue, pinned
             )
             if started is None:  # another version is the default
                 found, pinned = await default_workflow(self._store, found), True
                 run.payload = found.arguments.encode(args, kwargs)
-        if started.is_new:
+        if started.is_new and not started.is_held:
             self._announce()
         return self._handles(found, [started])[0]
 
@@ -557,17 +555,20 @@ class Client(Operations):
         for worker in self._workers:
             worker.hear()
             worker.wake()
-        self._wake_waiters()
+        self._waiting.heard()
         self._to_notify |= {channel(self._schema) for channel in (due_channel, news_channel)}
         if self._notifying is None:
             self._notifying = asyncio.get_running_loop().create_task(self._notify())
 
     async def _notify(self) -> None:
-        await asyncio.sleep(0)
-        self._notifying = None
-        channels, self._to_notify = self._to_notify, set()
-        for channel in sorted(channels):
-            await self._store.notify(channel)
+        try:
+            await asyncio.sleep(0)
+            while self._to_notify:
+                channels, self._to_notify = self._to_notify, set()
+                for channel in sorted(channels):
+                    await self._store.notify(channel)
+        finally:
+            self._notifying = None
 
     def _heard(self, channel: str) -> None:
         if channel == due_channel(self._schema):
@@ -579,44 +580,23 @@ class Client(Operations):
         elif channel == news_channel(self._schema):
             for worker in self._workers:
                 worker.hear()
-            self._wake_waiters()
+            self._waiting.heard()
         else:
-            self._wake_waiters()
+            self._waiting.heard()
 
-    def _wake_waiters(self) -> None:
-        for events in self._waiters.values():
-            for event in events:
-                event.set()
+    def _is_held(self, run_id: UUID) -> bool:
+        return any(run_id in worker.runs for worker in self._workers)
 
-    def _run_left(self, run_id: UUID, status: RunStatus) -> None:
+    def _run_left(self, row: RunRow) -> None:
+        status = RunStatus(row.status)
         if status.is_terminal:
-            for event in self._waiters.get(run_id, ()):
-                event.set()
-
-    async def _wakes(self, run_id: UUID) -> AsyncGenerator[None, None]:
-        """At once, and whenever something may have happened to a run, or after a while."""
-        event = asyncio.Event()
-        self._waiters.setdefault(run_id, set()).add(event)
-        if not self._workers:
-            self._listener.start()
-        try:
-            while True:
-                event.clear()
-                yield
-                try:
-                    async with asyncio.timeout(WAIT_POLL_S):
-                        await event.wait()
-                except TimeoutError:
-                    pass
-        finally:
-            events = self._waiters[run_id]
-            events.discard(event)
-            if not events:
-                del self._waiters[run_id]
+            self._waiting.ended(row.run_id, (status, row.output, row.error))
 
     async def _looks(self, run_id: UUID) -> AsyncGenerator[bool, None]:
         """Whether the run has ended, each time that something may have happened to it."""
-        async with aclosing(self._wakes(run_id)) as wakes:
+        if not self._workers:
+            self._listener.start()
+        async with aclosing(self._waiting.wakes()) as wakes:
             async for _ in wakes:
                 status, _output, _error = await self._store.read_status(run_id)
                 yield status.is_terminal
@@ -625,18 +605,19 @@ class Client(Operations):
 
     async def _wait(self, run_id: UUID, name: str, timeout: float | None) -> bytes:
         seconds = None if timeout is None else check_duration_s("timeout", timeout)
-        status = None
+        if not self._workers:
+            self._listener.start()
         try:
-            async with asyncio.timeout(seconds), aclosing(self._wakes(run_id)) as wakes:
-                async for _ in wakes:
-                    status, output, error = await self._store.read_status(run_id)
-                    if status.is_terminal:
-                        break
+            async with asyncio.timeout(seconds):
+                status, output, error = await self._waiting.end_of(run_id)
         except TimeoutError:
-            stands = "not heard of" if status is None else status.value
-            hint = "; does a worker serve its workflow?" if status is RunStatus.PENDING else ""
-            raise TimeoutError(f"run {name!r} is {stands} after {seconds:g} s{hint}") from None
-        assert status is not None, "it was looked at"
+            status, output, error = await self._store.read_status(run_id)
+            if not status.is_terminal:
+                waits = status is RunStatus.PENDING
+                hint = "; does a worker serve its workflow?" if waits else ""
+                raise TimeoutError(
+                    f"run {name!r} is {status.value} after {seconds:g} s{hint}"
+                ) from None
         if status is RunStatus.COMPLETED:
             assert output is not None, "a completed run has an output"
             return output

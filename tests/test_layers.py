@@ -25,7 +25,7 @@ ROWS = [
     {"command.timeline", "command.plain"},
     {"__init__"},
     {"client"},
-    {"operations"},
+    {"operations", "waiting"},
     {"handle"},
     {"worker", "checking"},
     {"engine.replay"},

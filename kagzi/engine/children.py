@@ -132,6 +132,8 @@ class Children:
         if not asked:
             return
         for child_id, status, output, error in await read_ends(self._store, asked):
+            if not status.is_terminal:
+                continue
             wait = self._waits.pop(child_id, None)
             if wait is not None and not wait.done():
                 wait.set_result((status, output, error))

@@ -25,7 +25,6 @@ from kagzi.engine.runner import LiveRun
 from kagzi.engine.tasks import install_factory, scope_of
 from kagzi.engine.timers import Timer, Timers
 from kagzi.engine.work import Work
-from kagzi.model import RunStatus
 from kagzi.scope import is_below
 from kagzi.store.rows import RunRow
 from kagzi.store.store import ClaimedRun
@@ -157,7 +156,7 @@ class Replayer:
     def begin(self, steps: list[Step]) -> None:
         raise AssertionError("no step begins in a replay")
 
-    def run_left(self, run: LiveRun, status: RunStatus) -> None:
+    def run_left(self, run: LiveRun, row: RunRow) -> None:
         raise AssertionError("nothing becomes durable in a replay")
 
     def children_changed(self) -> None:

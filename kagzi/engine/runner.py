@@ -63,7 +63,7 @@ class Surroundings(Protocol):
 
     def begin(self, steps: list[Step]) -> None: ...
 
-    def run_left(self, run: LiveRun, status: RunStatus) -> None: ...
+    def run_left(self, run: LiveRun, row: RunRow) -> None: ...
 
     def children_changed(self) -> None:
         """A child was started, or is to be cancelled: whoever drives it should hear of that."""
@@ -166,8 +166,7 @@ class LiveRun:
     def _leave(self, row: RunRow) -> None:
         """Stop everything and let go of the run; told to the worker when that is durable."""
         self.stop()
-        status = RunStatus(row.status)
-        self.writer.put_run(row, lambda: self.worker.run_left(self, status))
+        self.writer.put_run(row, lambda: self.worker.run_left(self, row))
 
     def stop(self) -> None:
         """Stop everything; write nothing more. The run stays as it is in the store."""

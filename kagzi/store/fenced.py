@@ -192,6 +192,7 @@ class FencedConnection:
         for row in batch.runs:
             found = stored.get(row.run_id)
             if found is None or found[1] != row.epoch:
+                row.refused = True
                 logger.warning(
                     "run %s was taken over or deleted before its %s could be recorded",
                     row.run_id,

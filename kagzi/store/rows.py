@@ -72,6 +72,7 @@ class RunRow:
 
     Attributes:
         news: How much had been heard from outside; with more than that it is not parked but due.
+        refused: It was taken over or deleted before: nothing was changed.
     """
 
     run_id: UUID
@@ -81,6 +82,7 @@ class RunRow:
     error: bytes | None = None
     wake_at: datetime | None = None
     news: int = 0
+    refused: bool = False
 
 
 @dataclass(slots=True)

@@ -89,13 +89,14 @@ class Claims(list[ClaimedRun]):
 
 @dataclass(slots=True)
 class StartedRun:
-    """What `insert_run` found or made."""
+    """What `insert_run` found or made. `is_held`: a worker of this program has it already."""
 
     run_id: UUID
     external_id: str
     workflow: str
     version: str
     is_new: bool
+    is_held: bool = False
 
 
 class Ask(Protocol):

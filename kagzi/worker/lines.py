@@ -49,6 +49,10 @@ class Lines:
         if named:
             await declare_queues(self._store, named)
 
+    def serves(self, queue: str) -> bool:
+        """Whether runs of this queue are claimed at all."""
+        return self._served is None or queue in self._served
+
     def forget(self) -> None:
         """Look at the queues again at the next claim."""
         self._looked_at = None

@@ -33,7 +33,7 @@ from kagzi.store.fenced import FencedConnection
 from kagzi.store.history import History
 from kagzi.store.listener import done_channel, due_channel, news_channel
 from kagzi.store.operations import read_news, tell_ends
-from kagzi.store.rows import StoredStep
+from kagzi.store.rows import RunRow, StoredStep
 from kagzi.store.store import ClaimedRun, Store
 from kagzi.store.transactions import Body, Transactions
 from kagzi.worker.heartbeat import Heartbeat
@@ -66,7 +66,7 @@ class Worker:
         queues: Whose runs it drives; None: of all queues.
         retain_s: Deletes runs that ended so long ago; None: keeps them for ever.
         modules: Imported by each pool process at its start.
-        run_left: Told of each run that this worker let go of.
+        run_left: Told of each run that this worker let go of, with what it left.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Worker:
         queues: Sequence[str] | None = None,
         retain_s: float | timedelta | None = None,
         modules: tuple[str, ...] = (),
-        run_left: Callable[[UUID, RunStatus], None] | None = None,
+        run_left: Callable[[RunRow], None] | None = None,
     ) -> None:
         if processes is None:
             processes = os.cpu_count() or 1
@@ -117,6 +117,8 @@ class Worker:
         self._memo_task: asyncio.Task[None] | None = None
         self._draining = False
         self._doubtful_until = 0.0  # a claim may have been made unnoticed
+        self._promised = 0  # runs that may be on their way here
+        self._closed = False
         self._again_s: float | None = None  # a queue's limit may let runs go on then
         self._suspect: UUID | None = None
         self._probation_until = 0.0
@@ -232,6 +234,7 @@ class Worker:
         if drain_s > 0 and self.runs and self.lost is None:
             await self.drain(drain_s)
         await cancel_all(self._tasks)
+        self._closed = True
         stopped = list(self.runs.values())
         for run in stopped:
             run.give_back() if self.lost is None else run.stop()
@@ -354,7 +357,8 @@ class Worker:
 
     async def _claim(self, most: int) -> int:
         """Take and drive up to `most` due runs; how many."""
-        if self.loop.time() < self._doubtful_until:
+        most -= self._promised
+        if self.loop.time() < self._doubtful_until and not self._promised:
             # A claim may have been committed although its answer never came.
             freed = await self.store.free_strays(self.worker_id, list(self.runs))
             if freed:
@@ -386,17 +390,44 @@ class Worker:
         self.runs[claimed.run_id] = run
         run.start()
 
-    def run_left(self, run: LiveRun, status: RunStatus) -> None:
+    def run_left(self, run: LiveRun, row: RunRow) -> None:
         """A run's last row is committed: it is somebody else's now, or nobody's."""
         self.runs.pop(run.run_id, None)
-        if self._run_left is not None:
-            self._run_left(run.run_id, status)
+        if self._run_left is not None and not row.refused:
+            self._run_left(row)
         self._wake.set()
         self._idle.set()
+        status = RunStatus(row.status)
         if run.claimed.parent_run_id is not None or status is RunStatus.CANCELLED:
             self._news.set()  # others are to hear of it
         if status.is_terminal:
             self._tell(done_channel)
+
+    # --- runs that are started in this program ----------------------------------------------
+
+    def room_for_starts(self) -> int:
+        """How many runs it can have now, besides those that it has or was promised."""
+        is_open = self._tasks and not self._draining and self.lost is None
+        if not is_open or self.loop.time() < self._doubtful_until:
+            return 0
+        return self.concurrency - len(self.runs) - self._promised
+
+    def takes(self, workflow: str, version: str, queue: str) -> bool:
+        """Whether it serves such runs."""
+        return registry.has(workflow, version) and self._lines.serves(queue)
+
+    def promise(self, count: int) -> None:
+        """So many runs may be on their way to it; negative: are no more."""
+        self._promised += count
+
+    def adopt(self, run: ClaimedRun) -> None:
+        """It holds this run now; when it is leaving, its end frees the run."""
+        if self.lost is None and not self._closed:
+            self._drive(run)
+
+    def doubt(self) -> None:
+        """Runs may have been given to it although the answer never came."""
+        self._doubtful_until = self.loop.time() + self.lease_s
 
     def is_crowded(self) -> bool:
         return len(self.runs) >= self.concurrency
@@ -414,14 +445,16 @@ class Worker:
             self._notifying = self.loop.create_task(self._notify())
 
     async def _notify(self) -> None:
-        await asyncio.sleep(0)
-        self._notifying = None
-        channels, self._to_notify = self._to_notify, set()
         try:
-            for channel in sorted(channels):
-                await self.store.notify(channel)
+            await asyncio.sleep(0)
+            while self._to_notify:
+                channels, self._to_notify = self._to_notify, set()
+                for channel in sorted(channels):
+                    await self.store.notify(channel)
         except StoreError as error:
             logger.debug("no notification: %s", error)
+        finally:
+            self._notifying = None
 
     async def _hear_for_ever(self) -> None:
         """Look what others want of the runs held here, and let others hear of runs that ended."""
