@@ -83,6 +83,7 @@ from kagzi.model import (  # noqa: E402
     StepRecord,
     VersionRecord,
     Winner,
+    WorkerSummary,
 )
 from kagzi.registry import step, workflow  # noqa: E402
 from kagzi.relations import ChildHandle  # noqa: E402
@@ -160,6 +161,7 @@ __all__ = [
     "UnknownWorkflow",
     "VersionRecord",
     "Winner",
+    "WorkerSummary",
     "Workflow",
     "__version__",
     "connect",

@@ -36,6 +36,7 @@ from kagzi.command.terminal import (
     say,
 )
 from kagzi.command.versions import versions
+from kagzi.command.workers import workers
 from kagzi.errors import InvalidInput, PostgresNotFound
 from kagzi.model import RunStatus
 from kagzi.store import embedded, migrate
@@ -65,7 +66,16 @@ def main() -> None:
 
 # --- commands -------------------------------------------------------------------------------
 
-for command in (check, versions, schedule, schedules, unschedule, delete, *operations.COMMANDS):
+for command in (
+    check,
+    versions,
+    schedule,
+    schedules,
+    unschedule,
+    delete,
+    workers,
+    *operations.COMMANDS,
+):
     main.add_command(command)
 
 
@@ -99,6 +109,14 @@ for command in (check, versions, schedule, schedules, unschedule, delete, *opera
     default=20.0,
     show_default=True,
     help="After SIGTERM or Ctrl-C, wait so long for runs that are held; give the others back.",
+)
+@click.option(
+    "--health-port",
+    type=click.IntRange(0, 65535),
+    help="Tell over HTTP at /healthz of this port how the worker is: 200 or 503, and JSON.",
+)
+@click.option(
+    "--health-host", default="127.0.0.1", show_default=True, help="Address to tell it on."
 )
 @click.option("-q", "--quiet", is_flag=True, help="Log warnings only.")
 @click.pass_obj

@@ -29,6 +29,7 @@ from kagzi.model import (
     RunSummary,
     Schedule,
     VersionRecord,
+    WorkerSummary,
     check_count,
     check_duration_s,
 )
@@ -62,6 +63,7 @@ from kagzi.store.rows import RunRow
 from kagzi.store.schedules import delete_schedule, pause_schedule, resume_schedule
 from kagzi.store.starts import Guests, Starts, insert_runs, insert_runs_within
 from kagzi.store.store import StartedRun, Store
+from kagzi.store.workers import list_workers
 from kagzi.versions import (
     default_workflow,
     list_versions,
@@ -485,6 +487,8 @@ class Client(Operations):
         retain_s: float | timedelta | None = None,
         modules: tuple[str, ...] = (),
         drain_s: float = 0.0,
+        health_port: int | None = None,
+        health_host: str = "127.0.0.1",
     ) -> AsyncIterator[Keeper]:
         """A worker inside this program, for as long as the block lasts.
 
@@ -500,6 +504,8 @@ class Client(Operations):
             retain_s: Delete runs that ended so long ago, of all workflows, with all that belongs
                 to them. Their ids are free again. Default: keep them for ever.
             drain_s: On leaving, wait so long for the runs that are held; then they are given back.
+            health_port: Tell over HTTP how this worker is, at `/healthz` of this port (0: any free
+                one, `worker.health.port`) on `health_host`: 200 or 503, with the figures as JSON.
 
         See `Worker` for the others.
         """
@@ -519,7 +525,7 @@ class Client(Operations):
                 run_left=self._run_left,
             )
 
-        worker = Keeper(make)
+        worker = Keeper(make, health_port, health_host)
         await worker.open()
         self._workers.append(worker)
         self._listener.start()
@@ -528,6 +534,14 @@ class Client(Operations):
         finally:
             self._workers.remove(worker)
             await worker.close(drain_s)
+
+    async def workers(self, *, everyone: bool = False) -> list[WorkerSummary]:
+        """Workers that have not ended, the newest first.
+
+        Args:
+            everyone: Also those that have; they are kept for a day.
+        """
+        return await list_workers(self._store, everyone)
 
     # --- waiting ----------------------------------------------------------------------------
 

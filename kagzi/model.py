@@ -291,6 +291,41 @@ class RunDetails:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerSummary:
+    """A worker: one incarnation, from its registration to the end of its lease.
+
+    Attributes:
+        status: `active`, `draining` (it claims nothing any more) or `ended`.
+        heartbeat_age_s: Since its lease was last renewed.
+        lease_left_s: Until its lease runs out; below zero: it has, and nobody has rescued its runs.
+        runs: How many it holds.
+        queues: Whose runs it drives; None: of all.
+        event, event_at, event_detail: The last thing that happened to it.
+    """
+
+    id: UUID
+    host: str
+    pid: int
+    status: str
+    started_at: datetime
+    ended_at: datetime | None
+    heartbeat_age_s: float | None
+    lease_left_s: float | None
+    runs: int
+    processes: int | None
+    concurrency: int | None
+    queues: tuple[str, ...] | None
+    event: str | None
+    event_at: datetime | None
+    event_detail: str | None
+
+    @property
+    def is_expired(self) -> bool:
+        """Not heard of for longer than its lease."""
+        return self.lease_left_s is not None and self.lease_left_s <= 0
+
+
+@dataclass(frozen=True, slots=True)
 class VersionRecord:
     """A version of a workflow, with its runs counted.
 

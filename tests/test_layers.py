@@ -19,6 +19,7 @@ ROWS = [
         "command.schedules",
         "command.retention",
         "command.operations",
+        "command.workers",
     },
     {"demo", "bench", "command.terminal"},
     {"command.show", "command.serve", "command.targets"},

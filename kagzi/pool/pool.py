@@ -16,7 +16,7 @@ import os
 import socket
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from multiprocessing.reduction import DupFd
@@ -47,6 +47,7 @@ class Pool:
         answers: Told how bodies end.
         make_context: Importable; makes the Context of a body in a pool process.
         modules: Imported by each process at its start.
+        on_lost: Told of each process that ended before its time, and why.
     """
 
     def __init__(
@@ -56,12 +57,14 @@ class Pool:
         answers: Answers,
         make_context: Any,
         modules: tuple[str, ...] = (),
+        on_lost: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.size = size
         self.answers = answers
         self.executor = executor
         self._make_context = make_context
         self._modules = modules
+        self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._links: set[PoolLink] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -182,6 +185,7 @@ class Pool:
         link.leaving = True
         link.place.open = False
         logger.warning("pool process %d is replaced: %s", link.process_id, reason)
+        self._on_lost(f"process {link.process_id} is replaced: {reason}")
         if not link.alone:
             self._start_another()
         task = self._loop.create_task(self._retire(link))
@@ -224,6 +228,8 @@ class Pool:
         if link.alone and not suspects:
             suspects, steps = list(steps.values()), {}
         named = link.alone or len(suspects) == 1
+        names = ", ".join(repr(step.id) for step in suspects[:5]) or "no step"
+        self._on_lost(f"process {link.process_id} died while running {names}")
         again, often = self._cut_off_again(steps.values())
         self.answers.again(again)
         if named:

@@ -30,6 +30,8 @@ class Heartbeat:
     Attributes:
         beats: Renewals that succeeded.
         tries: Renewals that were answered, or failed; it stands still while one is unanswered.
+        renewed_at: When, by `time.monotonic()`, the last renewal that succeeded was sent.
+        is_failing: The last one failed.
         good_since: When, by `time.monotonic()`, the renewals since which none failed began.
 
     Args:
@@ -61,7 +63,8 @@ class Heartbeat:
         self.beats = 0
         self.tries = 0
         self._telling = Telling(logger, "heartbeat failed: %s")
-        self.good_since = time.monotonic()
+        self.good_since = self.renewed_at = time.monotonic()
+        self.is_failing = False
 
     def start(self) -> None:
         self._thread.start()
@@ -73,8 +76,7 @@ class Heartbeat:
     def _run(self) -> None:
         connection: psycopg.Connection[Any] | None = None
         # Counted from when the last renewal that succeeded was sent: the store's lease is no older.
-        held_from = self.good_since = time.monotonic()
-        failing = False
+        self.renewed_at = self.good_since = time.monotonic()
         wait_s = self._heartbeat_s
         try:
             while not self._stop.wait(wait_s):
@@ -101,12 +103,12 @@ class Heartbeat:
                         connection.close()
                         connection = None
                     self.tries += 1
-                    failing = True
+                    self.is_failing = True
                     self._telling.tell(self._connector.explain(error))
                     if not is_new:
                         wait_s = 0.0  # it may be this connection alone, cut while we were paused
                         continue
-                    if time.monotonic() - held_from > self._lease_s:
+                    if time.monotonic() - self.renewed_at > self._lease_s:
                         reason = "the lease could not be renewed in time"
                         self._on_lost(LeaseLost(reason, by_store=True))
                         return
@@ -118,9 +120,9 @@ class Heartbeat:
                 if row is None:
                     self._on_lost(LeaseLost("another worker ended the lease"))
                     return
-                held_from = sent
-                if failing:
-                    failing, self.good_since = False, time.monotonic()
+                self.renewed_at = sent
+                if self.is_failing:
+                    self.is_failing, self.good_since = False, time.monotonic()
                     self._telling.clear()
                 self.tries += 1
                 self.beats += 1

@@ -16,6 +16,7 @@ from kagzi.errors import InvalidInput, StoreError
 from kagzi.model import check_duration_s
 from kagzi.store.retention import delete_expired
 from kagzi.store.store import Store
+from kagzi.store.workers import delete_old_workers
 from kagzi.worker.telling import Telling
 
 logger = logging.getLogger("kagzi.worker")
@@ -55,6 +56,7 @@ class Janitor:
             try:
                 began_at = time.monotonic()
                 deleted, more = await delete_expired(self._store, self._retain_s)
+                more = await delete_old_workers(self._store) or more
                 if deleted:
                     logger.debug("%d runs were deleted", deleted)
                 if more:

@@ -12,6 +12,7 @@ from kagzi.cancelling import cancel_all
 from kagzi.engine.runner import LiveRun
 from kagzi.errors import StoreError
 from kagzi.store.workers import absolve_runs, add_event
+from kagzi.worker.health import Health, check_port
 from kagzi.worker.worker import Worker
 
 logger = logging.getLogger("kagzi.worker")
@@ -32,13 +33,20 @@ class Keeper:
     Attributes:
         incarnation: The present one; between two of them the one that is lost.
         count: How many there were so far.
+        health: The endpoint, if there is one.
         ended: Done when this was closed.
 
     Args:
         make: Makes an incarnation, not yet open.
+        health_port, health_host: Where to tell over HTTP how it is; None: nowhere.
     """
 
-    def __init__(self, make: Callable[[], Worker]) -> None:
+    def __init__(
+        self,
+        make: Callable[[], Worker],
+        health_port: int | None = None,
+        health_host: str = "127.0.0.1",
+    ) -> None:
         self._make = make
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[None] | None = None
@@ -49,6 +57,9 @@ class Keeper:
         self.incarnation = make()
         self.count = 0
         self.ended = self._loop.create_future()
+        self.health: Health | None = None
+        if check_port(health_port) is not None:
+            self.health = Health(lambda: self.incarnation, health_host, health_port or 0)
 
     # --- what a program uses ----------------------------------------------------------------
 
@@ -80,8 +91,15 @@ class Keeper:
         self.incarnation.look_at_queues()
 
     async def open(self) -> None:
-        """Start the first incarnation. Raises as `Worker.open`."""
-        await self.incarnation.open()
+        """Start the first incarnation. Raises as `Worker.open` and `Health.open`."""
+        if self.health is not None:
+            await self.health.open()
+        try:
+            await self.incarnation.open()
+        except BaseException:
+            if self.health is not None:
+                await self.health.close()
+            raise
         self._opened()
         self._task = self._loop.create_task(self._keep())
 
@@ -98,6 +116,8 @@ class Keeper:
         if self._is_open:
             await self.incarnation.close(drain_s)
         await asyncio.gather(*self._closing, return_exceptions=True)
+        if self.health is not None:
+            await self.health.close()
         if not self.ended.done():
             self.ended.set_result(None)
 

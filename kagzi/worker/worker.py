@@ -36,6 +36,7 @@ from kagzi.store.operations import read_news, tell_ends
 from kagzi.store.rows import RunRow, StoredStep
 from kagzi.store.store import ClaimedRun, Store
 from kagzi.store.transactions import Body, Transactions
+from kagzi.worker.diary import DRAINING, Diary
 from kagzi.worker.heartbeat import Heartbeat
 from kagzi.worker.incarnation import boot_id, host_name, is_gone, process_start
 from kagzi.worker.janitor import Janitor, check_retention
@@ -110,6 +111,13 @@ class Worker:
         self.held_when_lost: list[UUID] = []
         self.ended = self.loop.create_future()
         self._lines = Lines(store, self.worker_id, check_queues(queues), self.poll_s)
+        self._config = {
+            "processes": self.processes,
+            "concurrency": self.concurrency,
+            "lease_s": self.lease_s,
+            "queues": None if queues is None else sorted(set(queues)),
+        }
+        self._diary = Diary(store, self.worker_id)
         self._run_left = run_left
         self._modules = modules
         self._gates: dict[tuple[str, int], Gate] = {}
@@ -155,7 +163,7 @@ class Worker:
         self._watch = LoopWatch(self.loop)
         self._ticker = Ticker(store, self.poll_s, self.children_changed)
         self._janitor = Janitor(store, check_retention(retain_s), LOOKS * self.poll_s)
-        self._heartbeat = Heartbeat(
+        self.heartbeat = Heartbeat(
             connector,
             self.worker_id,
             self.lease_s,
@@ -183,6 +191,7 @@ class Worker:
                 self.answers,
                 make_context,
                 self._modules,
+                lambda text: self._diary.note("pool process lost", text),
             )
         try:
             if self.pool is not None:
@@ -198,7 +207,7 @@ class Worker:
                 boot_id(),
                 os.getpid(),
                 process_start(os.getpid()) or "",
-                {"processes": self.processes, "concurrency": self.concurrency},
+                self._config,
                 self.lease_s,
             )
             self.clock.set(store_now, asked_at, datetime.now().timestamp())
@@ -207,7 +216,7 @@ class Worker:
                 await self.pool.close()
             await self._local_place.close()
             raise
-        self._heartbeat.start()
+        self.heartbeat.start()
         self._watch.start()
         self._tasks = [
             self.loop.create_task(self._claim_for_ever()),
@@ -221,6 +230,8 @@ class Worker:
 
     async def drain(self, within_s: float) -> None:
         """Stop claiming; wait up to `within_s` until every run that is held has left."""
+        if not self._draining:
+            self._diary.note(DRAINING)
         self._draining = True
         try:
             async with asyncio.timeout(within_s):
@@ -230,9 +241,9 @@ class Worker:
 
     async def close(self, drain_s: float = 0.0) -> None:
         """Stop claiming, wait for the runs held up to `drain_s`, give the others back, and end."""
-        self._draining = True
         if drain_s > 0 and self.runs and self.lost is None:
             await self.drain(drain_s)
+        self._draining = True
         await cancel_all(self._tasks)
         self._closed = True
         stopped = list(self.runs.values())
@@ -247,12 +258,13 @@ class Worker:
         if self.pool is not None:
             await self.pool.close()
         self._watch.stop()
-        await asyncio.to_thread(self._heartbeat.stop)
+        await asyncio.to_thread(self.heartbeat.stop)
         if self._notifying is not None:
             await asyncio.gather(self._notifying, return_exceptions=True)
         await self._fenced.close()
         await self._fenced_large.close()
         await self._transactions.close()
+        await self._diary.close(LAST_WORD_S if answers else 0.0)
         if answers:
             try:
                 async with asyncio.timeout(LAST_WORD_S):
@@ -278,6 +290,11 @@ class Worker:
         while self.runs:
             self._idle.clear()
             await self._idle.wait()
+
+    @property
+    def is_draining(self) -> bool:
+        """It claims nothing any more."""
+        return self._draining
 
     @property
     def lost_to_store(self) -> bool:
@@ -484,7 +501,7 @@ class Worker:
         while True:
             await asyncio.sleep(min(self.heartbeat_s, self.lease_s / 3))
             try:
-                if time.monotonic() - self._heartbeat.good_since >= self.heartbeat_s:
+                if time.monotonic() - self.heartbeat.good_since >= self.heartbeat_s:
                     await self._rescue_expired()
                 await self._end_earlier_incarnations()
                 waiting.clear()
@@ -510,8 +527,8 @@ class Worker:
         tries, silent_s, turn_s = -1, 0.0, self.heartbeat_s / 2
         while silent_s <= self.lease_s:
             await asyncio.sleep(turn_s)
-            silent_s = silent_s + turn_s if self._heartbeat.tries == tries else 0.0
-            tries = self._heartbeat.tries
+            silent_s = silent_s + turn_s if self.heartbeat.tries == tries else 0.0
+            tries = self.heartbeat.tries
         self._lose(LeaseLost("the store does not answer", by_store=True))
 
     async def _end_earlier_incarnations(self) -> None:

@@ -91,8 +91,8 @@ async def test_a_long_sleep_parks_the_run_holds_nothing_and_wakes(
 
 async def until_beat(engine: Engine) -> None:
     """Wait until the worker has heard of the store's clock, and has looked for due runs since."""
-    beats = engine.worker._heartbeat.beats
-    await until(lambda: engine.worker._heartbeat.beats > beats + 1)
+    beats = engine.worker.heartbeat.beats
+    await until(lambda: engine.worker.heartbeat.beats > beats + 1)
     engine.worker.wake()
     await engine.settled()
 

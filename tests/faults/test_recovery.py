@@ -336,10 +336,10 @@ async def test_server_that_is_away_for_a_while_delays_a_run_and_no_more(
         await until(lambda: len(story_witness.entries) >= 9, 20)
         proxy.refusing = True
         await proxy.cut_all()
-        beats, tries = worker._heartbeat.beats, worker._heartbeat.tries
+        beats, tries = worker.heartbeat.beats, worker.heartbeat.tries
         story_witness.open("go")
-        await until(lambda: worker._heartbeat.tries >= tries + 3)
-        assert worker._heartbeat.beats == beats
+        await until(lambda: worker.heartbeat.tries >= tries + 3)
+        assert worker.heartbeat.beats == beats
         proxy.refusing = False
         assert len(await handle.result(timeout=30)) == 8
         assert worker.lost is None
@@ -410,7 +410,7 @@ async def test_worker_rescues_nobody_right_after_it_lost_sight_of_the_store_itse
 
         worker.store.rescue = note_rescue  # type: ignore[method-assign]
         other = await register(worker, lease_s=0.0)
-        heartbeat = worker._heartbeat
+        heartbeat = worker.heartbeat
         await until(lambda: other in rescued)
         rescued.clear()
         heartbeat.good_since = float("inf")

@@ -22,8 +22,14 @@ WHERE worker_id = %(id)s
 RETURNING {schema}.now_at();
 
 -- name: find_expired
--- Workers whose lease has run out. A handful of rows.
-SELECT l.worker_id FROM {schema}.worker_leases l WHERE l.expires_at <= {schema}.now_at();
+-- Workers whose lease has run out, and those that are ended and hold runs still, which were locked
+-- when they were rescued from. Indexes: workflow_runs_held, workers_pkey.
+SELECT l.worker_id FROM {schema}.worker_leases l WHERE l.expires_at <= {schema}.now_at()
+UNION
+SELECT r.worker_id FROM {schema}.workflow_runs r
+LEFT JOIN {schema}.workers w ON w.id = r.worker_id
+WHERE r.worker_id IS NOT NULL AND w.status IS DISTINCT FROM 'active'
+    AND w.status IS DISTINCT FROM 'draining';
 
 -- name: find_incarnations
 -- Workers of one host that are not ended. Index: workers_alive.
@@ -53,8 +59,8 @@ DELETE FROM {schema}.worker_leases WHERE worker_id IN (SELECT worker_id FROM lea
 -- Index: workflow_runs_held.
 WITH held AS MATERIALIZED (
     SELECT r.id FROM {schema}.workflow_runs r
-    JOIN {schema}.workers w ON w.id = r.worker_id
-    WHERE r.worker_id IS NOT NULL AND w.status = 'ended'
+    LEFT JOIN {schema}.workers w ON w.id = r.worker_id
+    WHERE r.worker_id IS NOT NULL AND coalesce(w.status, 'ended') = 'ended'
     ORDER BY r.id FOR UPDATE OF r SKIP LOCKED
 )
 UPDATE {schema}.workflow_runs r SET
@@ -87,3 +93,37 @@ WITH lost AS MATERIALIZED (
     ORDER BY id FOR UPDATE SKIP LOCKED
 )
 UPDATE {schema}.workflow_runs r SET crash_count = r.crash_count - 1 FROM lost WHERE r.id = lost.id;
+
+-- name: start_draining
+-- The worker claims nothing any more; it still writes. Index: primary key.
+UPDATE {schema}.workers SET status = 'draining' WHERE id = %(id)s AND status = 'active';
+
+-- name: list_workers
+-- Workers with their leases, what they hold, and the last thing that happened to them.
+-- Indexes: workers_alive, workflow_runs_held, worker_events_worker.
+SELECT w.id, w.host, w.pid, w.status, w.config, w.started_at, w.ended_at,
+    extract(epoch FROM l.expires_at - {schema}.now_at())::float8,
+    (SELECT count(*) FROM {schema}.workflow_runs r WHERE r.worker_id = w.id),
+    e.event, e.at, e.detail
+FROM {schema}.workers w
+LEFT JOIN {schema}.worker_leases l ON l.worker_id = w.id
+LEFT JOIN LATERAL (
+    SELECT event, at, detail FROM {schema}.worker_events v WHERE v.worker_id = w.id
+    ORDER BY v.at DESC LIMIT 1
+) e ON true
+WHERE %(everyone)s OR w.status <> 'ended'
+ORDER BY w.started_at DESC, w.id;
+
+-- name: delete_old_workers
+-- Forgets workers that ended long ago and hold nothing, with their events. Index: workers_ended.
+WITH old AS MATERIALIZED (
+    SELECT id FROM {schema}.workers w
+    WHERE status = 'ended' AND ended_at < {schema}.now_at() - make_interval(secs => %(kept_s)s)
+        AND NOT EXISTS (SELECT FROM {schema}.workflow_runs r WHERE r.worker_id = w.id)
+    ORDER BY ended_at LIMIT %(most)s FOR UPDATE SKIP LOCKED
+), events AS (
+    DELETE FROM {schema}.worker_events WHERE worker_id IN (SELECT id FROM old)
+), leases AS (
+    DELETE FROM {schema}.worker_leases WHERE worker_id IN (SELECT id FROM old)
+)
+DELETE FROM {schema}.workers WHERE id IN (SELECT id FROM old) RETURNING id;
