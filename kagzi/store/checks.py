@@ -14,6 +14,7 @@ from kagzi.model import RunStatus
 from kagzi.store.store import ClaimedRun, Store, load_checkpoints
 
 BATCH = 25
+BATCH_BYTES = 16 << 20
 
 
 @dataclass(slots=True)
@@ -77,7 +78,19 @@ async def _read_batch(
         batch = [_recorded(*row[:-1]) for row in rows]
         if batch:
             clock.set(rows[0][-1], asked_at, time.time())
+            ids = [run.claimed.run_id for run in batch]
+            batch = _lighter(batch, dict(await ask("weigh_recorded", run_ids=ids)))
             await load_checkpoints(ask, {run.claimed.run_id: run.claimed for run in batch})
+    return batch
+
+
+def _lighter(batch: list[RecordedRun], nbytes: dict[UUID, int]) -> list[RecordedRun]:
+    """The first runs of a batch, at least one, up to `BATCH_BYTES` of checkpoints."""
+    total = 0
+    for place, run in enumerate(batch):
+        total += nbytes.get(run.claimed.run_id, 0)
+        if place and total > BATCH_BYTES:
+            return batch[:place]
     return batch
 
 

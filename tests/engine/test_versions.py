@@ -142,10 +142,15 @@ async def test_a_default_that_does_not_exist_is_refused(
 # --- what a worker leaves alone -------------------------------------------------------------
 
 
-async def test_a_worker_leaves_runs_of_unknown_names_and_versions_alone(dsn: str) -> None:
+@pytest.mark.parametrize("queue", ["default", "narrow"])
+async def test_a_worker_leaves_runs_of_unknown_names_and_versions_alone(
+    dsn: str, queue: str
+) -> None:
     async with started(dsn, processes=0) as engine:
-        stranger = await engine.start(greet_1, "Ada", id="of another version")
-        foreign = await engine.start(greet_1, "Ada", id="of another name")
+        if queue == "narrow":
+            await engine.client.set_queue(queue, concurrency=1)
+        stranger = await engine.start(greet_1, "Ada", id="of another version", queue=queue)
+        foreign = await engine.start(greet_1, "Ada", id="of another name", queue=queue)
         await until(lambda: not engine.worker.runs)
         await engine.outcome(stranger)
         await engine.outcome(foreign)
@@ -160,8 +165,8 @@ async def test_a_worker_leaves_runs_of_unknown_names_and_versions_alone(dsn: str
             id=foreign.run_id,
         )
         # A run that is due after them is driven: the worker has looked past both.
-        assert await engine.run(greet_2, "Bob") == "hello Bob"
-        assert await engine.run(greet_2, "Cy") == "hello Cy"
+        assert await engine.run(greet_2, "Bob", queue=queue) == "hello Bob"
+        assert await engine.run(greet_2, "Cy", queue=queue) == "hello Cy"
         rows = await engine.rows(
             "SELECT status, epoch, worker_id, crash_count FROM kagzi.workflow_runs"
             " WHERE version = '9' OR workflow = 'elsewhere'"

@@ -22,3 +22,9 @@ WHERE (%(before)s::uuid IS NULL OR id < %(before)s::uuid)
     AND (%(workflow)s::text IS NULL OR workflow = %(workflow)s
         OR workflow LIKE '%%.' || %(workflow)s)
 ORDER BY id DESC LIMIT %(most)s;
+
+-- name: weigh_recorded
+-- About how many bytes the checkpoints of runs take, without reading the large ones.
+-- Index: step_runs_pkey.
+SELECT run_id, sum(300 + coalesce(octet_length(output), 0) + coalesce(octet_length(error), 0))::int8
+FROM {schema}.step_runs WHERE run_id = ANY(%(run_ids)s::uuid[]) GROUP BY run_id;
