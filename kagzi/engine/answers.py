@@ -7,6 +7,7 @@ import time
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Protocol
 
+from kagzi import faultpoints
 from kagzi._core import Step
 from kagzi.engine.attempts import attempt_failed
 from kagzi.errors import KagziError
@@ -38,6 +39,8 @@ class Answers:
 
     def completed(self, steps: list[Step]) -> None:
         """Bodies returned. Consecutive steps of one group go to it together."""
+        if faultpoints.reach is not None:
+            faultpoints.reach("answers.in")
         start, count = 0, len(steps)
         while start < count:
             work = steps[start].group

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Protocol
 from uuid import UUID
 
+from kagzi import faultpoints
 from kagzi._core import Step
 from kagzi.codec.failures import read_failure
 from kagzi.retry import Retry
@@ -87,6 +88,8 @@ def attempt_failed(
     def record() -> None:
         if step.group.closed:
             return
+        if faultpoints.reach is not None:
+            faultpoints.reach("retry.decided")
         home.writer.put_attempt(row)
         if again:
             home.writer.after_commit(lambda: home.retry_later(step, delay_s))

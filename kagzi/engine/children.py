@@ -12,6 +12,7 @@ from hashlib import blake2b
 from typing import TypeVar
 from uuid import UUID
 
+from kagzi import faultpoints
 from kagzi._core import Step
 from kagzi.codec.failures import read_failure
 from kagzi.definition import ChildDefinition, ChildOptions
@@ -71,6 +72,8 @@ class Children:
             external_id = f"{self._run_id}/{step.id}"
             if len(external_id.encode()) > MAX_NAME_BYTES:
                 external_id = str(child_id)
+        if faultpoints.reach is not None:
+            faultpoints.reach("child.before")
         await patiently(
             lambda: insert_child(
                 self._store,
@@ -87,6 +90,8 @@ class Children:
                 step_id=step.id,
             )
         )
+        if faultpoints.reach is not None:
+            faultpoints.reach("child.after")
         self._started()
         return child_id
 

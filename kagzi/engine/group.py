@@ -12,6 +12,7 @@ from hashlib import blake2b
 from typing import Any
 from uuid import UUID
 
+from kagzi import faultpoints
 from kagzi._core import Gate, Slots, Step, hash_input
 from kagzi.codec.failures import read_failure
 from kagzi.engine.stream import Stream
@@ -147,6 +148,8 @@ class Group(Work):
         self._settle()
 
     def _submit(self) -> None:
+        if faultpoints.reach is not None:
+            faultpoints.reach("group.start")
         if self._steps:
             self.home.submit(list(self._steps))
 
@@ -160,6 +163,8 @@ class Group(Work):
                 return  # the winner's large result is being written
             steps = steps[:1]
             self.decision, self.decided_index = WINNER, steps[0].index
+            if faultpoints.reach is not None:
+                faultpoints.reach("race.decided")
         home = self.home
         small = steps
         number = home.number

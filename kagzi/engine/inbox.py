@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from kagzi import faultpoints
 from kagzi._core import Step
 from kagzi.engine.clock import StoreClock
 from kagzi.engine.sleeping import TimeRow, later
@@ -150,6 +151,8 @@ class EventWait(Work):
 
     def take(self, number: int, value: bytes) -> None:
         """This event is the one; handed over when that is durable."""
+        if faultpoints.reach is not None:
+            faultpoints.reach("event.taken")
         self._close(b"[%d,%s]" % (number, value))
 
     def _enter(self) -> None:

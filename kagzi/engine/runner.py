@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
 
+from kagzi import faultpoints
 from kagzi._core import LANE_OWN_ASYNC, Gate, Step
 from kagzi.codec.failures import describe_exception
 from kagzi.context import Context
@@ -166,6 +167,8 @@ class LiveRun:
     def _leave(self, row: RunRow) -> None:
         """Stop everything and let go of the run; told to the worker when that is durable."""
         self.stop()
+        if faultpoints.reach is not None:
+            faultpoints.reach("run.leaves")
         self.writer.put_run(row, lambda: self.worker.run_left(self, row))
 
     def stop(self) -> None:
@@ -206,6 +209,8 @@ class LiveRun:
         """Somebody wants something of the run, or something that it may wait for has happened."""
         if self.leaving:
             return
+        if request is not None and faultpoints.reach is not None:
+            faultpoints.reach("request.heard")
         if request == "cancel":
             self._leave(self._row(RunStatus.CANCELLED))
         elif request == "pause":

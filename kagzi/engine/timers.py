@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
+from kagzi import faultpoints
+
 
 class Timers:
     """Timers that belong together.
@@ -68,6 +70,8 @@ class Timer:
         if left_s > 1.0:
             self.handle = self._timers._loop.call_later(min(left_s, LONGEST_S), self.fire)
             return
+        if faultpoints.reach is not None:
+            faultpoints.reach("timer.fires")
         self._timers._pending.discard(self)
         self._callback()
         self._timers._on_change()

@@ -176,6 +176,13 @@ def _redact_dsn(dsn: str) -> str:
     return redact(re.sub(r"(?s)^(\w*:?/{0,2}[^:/@]*):.*@", r"\1:***@", dsn))
 
 
+async def no_reset(_: psycopg.AsyncConnection[Any]) -> None:
+    """With a reset, a pool takes connections back in a task of its own.
+
+    Without one it does so in the caller's, and a caller cancelled in that moment lost it for good.
+    """
+
+
 def cancellations() -> int:
     """How often this task was cancelled so far; for `heed_cancellation` later on."""
     task = asyncio.current_task()

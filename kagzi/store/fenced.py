@@ -18,6 +18,7 @@ from uuid import UUID
 import psycopg
 from psycopg import generators, pq
 
+from kagzi import faultpoints
 from kagzi._core import STEP_COLUMN_OIDS, STEP_COLUMNS, Step, copy_rows, unnest_arrays
 from kagzi.errors import LeaseLost
 from kagzi.store.checkpoints import ContentRefused
@@ -93,7 +94,12 @@ class FencedConnection:
             try:
                 if self._connection is None:
                     self._connection = await self._connect()
-                return await self._send(self._connection, batch, careful)
+                if faultpoints.reach is not None:
+                    faultpoints.reach("batch.before")
+                stored = await self._send(self._connection, batch, careful)
+                if faultpoints.reach is not None:
+                    faultpoints.reach("batch.after")
+                return stored
             except psycopg.errors.UniqueViolation:
                 if careful:
                     raise
@@ -143,8 +149,12 @@ class FencedConnection:
         steps = batch.steps
         if not careful and len(steps) > UNNEST_MOST and not batch.removes:
             alone = batch.only_steps
+            if faultpoints.reach is not None:
+                faultpoints.reach("copy.before")
             await self._copy(connection, steps, commit=alone)
             if not alone:
+                if faultpoints.reach is not None:
+                    faultpoints.reach("copy.after")
                 await self._write_rows(connection, "write_rows", [], batch)
                 await self._execute(connection, "COMMIT")
             return []
@@ -261,6 +271,8 @@ def _copy_messages(
     raise_failure(results)
     if results[-1].status != pq.ExecStatus.COPY_IN:
         raise psycopg.OperationalError("the server did not ask for the rows of a COPY")
+    if faultpoints.reach is not None:
+        faultpoints.reach("copy.open")
     view = memoryview(data)
     for place in range(0, len(view), 1 << 18):
         while pgconn.put_copy_data(view[place : place + (1 << 18)]) == 0:

@@ -16,10 +16,17 @@ import orjson
 import psycopg
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
+from kagzi import faultpoints
 from kagzi.codec.failures import read_failure
 from kagzi.errors import RunConflict, StoreUnavailable, UnknownRun
 from kagzi.model import DEFAULT_QUEUE, AttemptRecord, GroupRecord, RunStatus, RunSummary, StepRecord
-from kagzi.store.connections import Connector, cancellations, heed_cancellation, is_outage
+from kagzi.store.connections import (
+    Connector,
+    cancellations,
+    heed_cancellation,
+    is_outage,
+    no_reset,
+)
 from kagzi.store.queries import load_queries
 from kagzi.store.rows import StoredStep
 
@@ -122,7 +129,7 @@ class Store:
             max_size=MOST_CONNECTIONS,
             timeout=POOL_TIMEOUT_S,
             configure=connector.configure,
-            reset=_no_reset,
+            reset=no_reset,
             open=False,
             name="kagzi",
         )
@@ -418,6 +425,8 @@ class Store:
                         self.queries["end_lease"].encode(),
                         {"id": worker_id, "forced": forced, "reason": reason},
                     )
+                    if faultpoints.reach is not None:
+                        faultpoints.reach("rescue.between")
                     cursor = await connection.execute(self.queries["free_runs"].encode())
                     return cursor.rowcount
             except psycopg.errors.LockNotAvailable:
@@ -460,13 +469,6 @@ async def load_checkpoints(ask: Ask, runs: dict[UUID, ClaimedRun]) -> None:
         runs[run_id].groups[path] = StoredGroup(*group)
     for run_id, step_id, *attempts in await ask("load_attempts", run_ids=known):
         runs[run_id].attempts[step_id] = StoredAttempts(*attempts)
-
-
-async def _no_reset(_: psycopg.AsyncConnection[Any]) -> None:
-    """With a reset, the pool takes connections back in a task of its own.
-
-    Without one it does so in the caller's, and a caller cancelled in that moment lost it for good.
-    """
 
 
 def _summary(

@@ -19,7 +19,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from kagzi._core import Step
 from kagzi.errors import LeaseLost
-from kagzi.store.connections import Connector, is_outage
+from kagzi.store.connections import Connector, is_outage, no_reset
 from kagzi.store.queries import load_queries
 from kagzi.store.rows import at_us
 
@@ -139,6 +139,7 @@ class Transactions:
                 max_size=MOST_CONNECTIONS,
                 timeout=POOL_TIMEOUT_S,
                 configure=self._connector.configure,
+                reset=no_reset,
                 open=False,
                 name="kagzi-steps",
             )

@@ -12,6 +12,7 @@ from uuid import UUID
 
 import psycopg
 
+from kagzi import faultpoints
 from kagzi.errors import LeaseLost, ServerReplaced
 from kagzi.store.connections import Connector
 from kagzi.store.history import History
@@ -93,11 +94,15 @@ class Heartbeat:
                             autocommit=True,
                         )
                         self._history.check_blocking(connection)
+                    if faultpoints.reach is not None:
+                        faultpoints.reach("heartbeat.before")
                     asked_at = time.time()
                     row = connection.execute(
                         self._query, {"id": self._worker_id, "lease_s": self._lease_s}
                     ).fetchone()
                     answered_at = time.time()
+                    if faultpoints.reach is not None:
+                        faultpoints.reach("heartbeat.after")
                 except psycopg.Error as error:
                     if connection is not None:
                         connection.close()

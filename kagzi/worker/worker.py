@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from kagzi import faultpoints
 from kagzi._core import Gate, Step
 from kagzi.cancelling import cancel_all
 from kagzi.codec.failures import describe_exception
@@ -382,7 +383,11 @@ class Worker:
                 logger.warning("%d runs were claimed unnoticed, and are free again", freed)
         if most <= 0:
             return 0
+        if faultpoints.reach is not None:
+            faultpoints.reach("claim.before")
         claimed = await self._lines.claim(registry.names(), most, int(self._takes_suspects()))
+        if claimed and faultpoints.reach is not None:
+            faultpoints.reach("claim.after")
         if self.lost is not None:  # meanwhile; whoever ends its lease frees them
             return 0
         held = [run.external_id for run in claimed if run.run_id in self.runs]
