@@ -20,6 +20,7 @@ import kagzi
 from kagzi.command import operations
 from kagzi.command.check import check
 from kagzi.command.plain import details_data, summary_data
+from kagzi.command.queues import queue, queues
 from kagzi.command.retention import delete
 from kagzi.command.schedules import schedule, schedules, unschedule
 from kagzi.command.serve import drive, serve
@@ -74,6 +75,8 @@ for command in (
     unschedule,
     delete,
     workers,
+    queues,
+    queue,
     *operations.COMMANDS,
 ):
     main.add_command(command)
@@ -118,12 +121,20 @@ for command in (
 @click.option(
     "--health-host", default="127.0.0.1", show_default=True, help="Address to tell it on."
 )
+@click.option(
+    "--queue",
+    "queues",
+    metavar="NAME",
+    multiple=True,
+    help="Serve this queue, and no other that is not named so. Default: all.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Log warnings only.")
 @click.pass_obj
 def worker(
     settings: Settings,
     /,
     modules: tuple[str, ...],
+    queues: tuple[str, ...],
     retain_days: float | None,
     drain_s: float,
     quiet: bool,
@@ -148,7 +159,8 @@ def worker(
     async def work() -> None:
         async with open_client(settings, may_migrate=True) as client:
             logging.getLogger("kagzi.worker").info("runs are in %s", place_of(settings))
-            await serve(client, drain_s, modules=names, retain_s=retain_s, **options)
+            served = queues or None
+            await serve(client, drain_s, modules=names, retain_s=retain_s, queues=served, **options)
 
     uvloop.run(work())
 
@@ -197,17 +209,23 @@ def run(
 @main.command()
 @click.option("--status", type=click.Choice([status.value for status in RunStatus]))
 @click.option("--workflow", metavar="NAME", help="Its full name, or the last part of it.")
+@click.option("--queue", metavar="NAME")
 @click.option("--limit", type=click.IntRange(1, 100_000), default=20, show_default=True)
 @json_option
 @click.pass_obj
 def runs(
-    settings: Settings, status: str | None, workflow: str | None, limit: int, as_json: bool
+    settings: Settings,
+    status: str | None,
+    workflow: str | None,
+    queue: str | None,
+    limit: int,
+    as_json: bool,
 ) -> None:
     """List runs, the newest first."""
 
     async def look() -> Any:
         async with open_client(settings, may_migrate=False) as client:
-            return await client.runs(status=status, workflow=workflow, limit=limit)
+            return await client.runs(status=status, workflow=workflow, queue=queue, limit=limit)
 
     found = uvloop.run(look())
     if as_json:

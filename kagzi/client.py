@@ -274,13 +274,14 @@ class Client(Operations):
         *,
         status: RunStatus | str | None = None,
         workflow: str | None = None,
+        queue: str | None = None,
         limit: int = 50,
     ) -> list[RunSummary]:
         """The newest runs first."""
         if status is not None and status not in tuple(RunStatus):
             raise InvalidInput(f"status {status!r} is none of {', '.join(RunStatus)}")
         wanted = None if status is None else RunStatus(status).value
-        return await self._store.list_runs(wanted, workflow, check_count("limit", limit))
+        return await self._store.list_runs(wanted, workflow, check_count("limit", limit), queue)
 
     async def retry(
         self, run: UUID | str | RunHandle[Any], *, steps: list[str] | None = None

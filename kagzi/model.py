@@ -257,6 +257,8 @@ class RunSummary:
     completed_at: datetime | None
     wake_at: datetime
     error: str | None
+    queue: str = DEFAULT_QUEUE
+    key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

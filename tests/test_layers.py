@@ -16,6 +16,7 @@ ROWS = [
     {
         "command.versions",
         "command.check",
+        "command.queues",
         "command.schedules",
         "command.retention",
         "command.operations",

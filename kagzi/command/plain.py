@@ -19,6 +19,8 @@ def summary_data(run: RunSummary) -> dict[str, Any]:
         "version": run.version,
         "status": run.status.value,
         "priority": run.priority,
+        "queue": run.queue,
+        "key": run.key,
         "created_at": run.created_at,
         "started_at": run.started_at,
         "completed_at": run.completed_at,

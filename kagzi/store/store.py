@@ -287,10 +287,14 @@ class Store:
         return completed, failed
 
     async def list_runs(
-        self, status: str | None = None, workflow: str | None = None, most: int = 50
+        self,
+        status: str | None = None,
+        workflow: str | None = None,
+        most: int = 50,
+        queue: str | None = None,
     ) -> list[RunSummary]:
         """The newest runs first."""
-        rows = await self.ask("list_runs", status=status, workflow=workflow, most=most)
+        rows = await self.ask("list_runs", status=status, workflow=workflow, most=most, queue=queue)
         return [_summary(*row) for row in rows]
 
     async def describe_run(
@@ -300,11 +304,11 @@ class Store:
         rows = await self.ask("read_run", id=run_id)
         if not rows:
             raise UnknownRun(f"no run has the id {run_id}")
-        payload, _output, error = rows[0][10:]
+        payload, _output, error, queue, queue_key = rows[0][10:]
         attempts = await self.ask("describe_attempts", id=run_id)
         groups = await self.ask("describe_groups", id=run_id)
         return (
-            _summary(*[*rows[0][:10], error]),
+            _summary(*[*rows[0][:10], error, queue, queue_key]),
             payload,
             [_step_record(*row) for row in await self.ask("describe_steps", id=run_id)],
             [GroupRecord(*row) for row in groups],
@@ -483,6 +487,8 @@ def _summary(
     completed_at: datetime | None,
     wake_at: datetime,
     error: bytes | None,
+    queue: str,
+    queue_key: str,
 ) -> RunSummary:
     failure = None if error is None else read_failure(error, "", 0)
     return RunSummary(
@@ -497,6 +503,8 @@ def _summary(
         completed_at,
         wake_at,
         None if failure is None else f"{failure.type}: {failure.message}",
+        queue,
+        queue_key or None,
     )
 
 

@@ -30,7 +30,7 @@ WHERE external_id = %(external_id)s ORDER BY workflow LIMIT 20;
 -- name: read_run
 -- One run, whole. Index: primary key.
 SELECT id, external_id, workflow, version, status, priority, created_at, started_at, completed_at,
-    wake_at, input, output, error
+    wake_at, input, output, error, queue, queue_key
 FROM {schema}.workflow_runs WHERE id = %(id)s;
 
 -- name: read_status
@@ -45,9 +45,10 @@ FROM {schema}.step_runs WHERE run_id = %(id)s;
 -- name: list_runs
 -- The newest runs, filtered. Index: workflow_runs_created.
 SELECT id, external_id, workflow, version, status, priority, created_at, started_at, completed_at,
-    wake_at, error
+    wake_at, error, queue, queue_key
 FROM {schema}.workflow_runs
 WHERE (%(status)s::text IS NULL OR status = %(status)s)
+    AND (%(queue)s::text IS NULL OR queue = %(queue)s)
     AND (%(workflow)s::text IS NULL OR workflow = %(workflow)s
         OR workflow LIKE '%%.' || %(workflow)s)
 ORDER BY created_at DESC LIMIT %(most)s;
