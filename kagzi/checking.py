@@ -87,7 +87,7 @@ def _check_batch(replayer: Replayer, batch: list[RecordedRun], counts: _Counts) 
         counts.checked += 1
         claimed = run.claimed
         if not registry.has(claimed.workflow, claimed.version):
-            if run.status in (RunStatus.COMPLETED, RunStatus.CANCELLED):
+            if run.status.is_terminal:
                 counts.without_code += 1
             else:
                 counts.broken.append(_without_code(run))

@@ -218,7 +218,7 @@ class _Run(LiveRun):
 
         Nor what lies below a step that was asked for: its body does not run here.
         """
-        asked = self._steps.asked | (self._groups.asked & self._groups.keys())
+        asked = self._steps.asked
         cut_off = list(interrupted)
         found = [
             path

@@ -12,6 +12,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 from click.testing import CliRunner
+from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 import kagzi
@@ -78,13 +79,14 @@ async def execute(dsn: str, query: str, *values: Any) -> list[tuple[Any, ...]]:
 
 
 async def forget_behind(dsn: str, number: int) -> None:
-    """Make the database's only run unfinished, as if its worker had died at that moment."""
-    for table in ("step_runs", "parallel_groups"):
-        await execute(dsn, f"DELETE FROM kagzi.{table} WHERE completed_number > %s", number)  # noqa: S608
+    """Make the database's runs unfinished, as if their worker had died at that moment."""
     await execute(
         dsn,
-        "UPDATE kagzi.workflow_runs SET status = 'pending', completed_at = NULL, output = NULL,"
+        "WITH steps AS (DELETE FROM kagzi.step_runs WHERE completed_number > %s),"
+        " groups AS (DELETE FROM kagzi.parallel_groups WHERE completed_number > %s)"
+        " UPDATE kagzi.workflow_runs SET status = 'pending', completed_at = NULL, output = NULL,"
         " error = NULL",
+        *(number, number),
     )
 
 
@@ -98,11 +100,15 @@ async def numbers(dsn: str) -> list[int]:
 
 async def everything(dsn: str) -> dict[str, list[tuple[Any, ...]]]:
     """Every row of every table, with the transaction that wrote it."""
-    tables = await execute(dsn, "SELECT tablename FROM pg_tables WHERE schemaname = 'kagzi'")
-    return {
-        name: await execute(dsn, f"SELECT xmin::text, ctid::text, t.* FROM kagzi.{name} t")  # noqa: S608
-        for (name,) in tables
-    }
+    found = {}
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+        query = "SELECT tablename FROM pg_tables WHERE schemaname = 'kagzi'"
+        for (name,) in await (await connection.execute(query)).fetchall():
+            every = sql.SQL("SELECT xmin::text, ctid::text, t.* FROM kagzi.{} t")
+            cursor = await connection.execute(every.format(sql.Identifier(name)))
+            found[name] = await cursor.fetchall()
+    assert found["step_runs"]
+    return found
 
 
 # --- code that is as it was -----------------------------------------------------------------
@@ -229,12 +235,13 @@ async def test_events_and_children_are_recalled_and_nothing_is_sent_or_started(d
         assert await client.check() == CheckReport(4, 4, 0, 0, [])
         await execute(dsn, "DELETE FROM kagzi.step_runs WHERE run_id <> %s", handle.run_id)
         await execute(dsn, "DELETE FROM kagzi.workflow_runs WHERE id <> %s", handle.run_id)
+        before = await everything(dsn)
+        assert (await client.check()).same == 1
+        assert await everything(dsn) == before
         for number in [*await numbers(dsn), 0]:
             await forget_behind(dsn, number)
-            before = await everything(dsn)
             report = await client.check()
             assert report == CheckReport(1, 0, 1, 0, []), (number, report.broken)
-            assert await everything(dsn) == before
 
 
 async def test_nothing_is_written(dsn: str, witness: Witness) -> None:
@@ -399,6 +406,23 @@ async def test_an_interrupted_run_breaks_where_it_would(dsn: str, deployed: Code
     # With one step recorded, what comes behind it may be anything; except an error.
     fine = {one_step, renamed}
     assert report.is_success == (deployed in fine), report
+
+
+async def test_an_interrupted_run_whose_group_has_other_keys_breaks(dsn: str) -> None:
+    async def by_name(ctx: Context) -> Any:
+        return await ctx.map("group", steps.echo, ["a", "b"], key=str)
+
+    async def by_other_name(ctx: Context) -> Any:
+        return await ctx.map("group", steps.echo, ["a", "b"], key=str.upper)
+
+    await record(dsn, by_name)
+    await forget_behind(dsn, 10**6)
+    async with kagzi.connect(dsn, migrate=False) as client:
+        assert (await client.check()).is_success
+        Deployed.code = by_other_name
+        found = await only_broken(client)
+    assert (found.problem, found.step_id) == (CheckProblem.UNUSED_STEP, "group/a")
+    assert "asks for 'group/A'" in found.message
 
 
 async def test_a_run_goes_on_behind_what_is_recorded(dsn: str) -> None:
