@@ -66,6 +66,27 @@ async def test_a_default_holds_for_new_runs_unless_they_name_a_version(engine: E
 
 
 @pytest.mark.usefixtures("no_default")
+async def test_each_of_many_starts_at_once_has_the_version_that_it_should(engine: Engine) -> None:
+    await engine.client.set_default_version("greet", "1")
+    starts = [
+        call
+        for n in range(10)
+        for call in (
+            engine.start("greet", "Di", id=f"default {n}"),
+            engine.start(greet_2, "Di", id=f"function {n}"),
+            engine.start(greet_1, "Di", id=f"named {n}", version="2"),
+        )
+    ]
+    handles = await asyncio.gather(*starts)
+    assert [handle.version for handle in handles] == ["1", "1", "2"] * 10
+    many = await engine.client.start_many("greet", [("Ed",)] * 3)
+    assert [handle.version for handle in many] == ["1"] * 3
+    for handle in [*handles, *many]:
+        words = "hello" if handle.version == "2" else "good day,"
+        assert (await handle.result(PATIENCE_S)).startswith(words)
+
+
+@pytest.mark.usefixtures("no_default")
 async def test_a_default_is_seen_by_other_clients_at_once(engine: Engine) -> None:
     async with kagzi.connect(engine.dsn, migrate=False) as other:
         assert (await other.start("greet", "Cy")).version == "2"

@@ -94,3 +94,19 @@ def test_below_means_strictly_inside():
     assert is_below("a", "")
     assert not is_below("ab", "a")
     assert not is_below("a", "a")
+
+
+def test_scope_knows_which_names_it_has_given() -> None:
+    scope = Scope()
+    assert not scope.has_given("fetch")
+    scope.next_id("fetch")
+    assert scope.has_given("fetch")
+    assert not scope.has_given("fetch#2")
+    scope.next_id("fetch")
+    assert scope.has_given("fetch#2")
+    scope.explicit_id("home")
+    assert scope.has_given("home")
+    branch = scope.branch(lambda: "task").get()
+    assert scope.has_given("task")
+    assert not branch.has_given("fetch")
+    assert not branch.has_given("home"), "an explicit id is the run's"
