@@ -10,7 +10,9 @@ Source: PostgreSQL manual, "Frontend/Backend Protocol", "Message Formats".
 from __future__ import annotations
 
 import asyncio
+import shutil
 import struct
+import tempfile
 import threading
 import time
 from contextlib import suppress
@@ -23,6 +25,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 _SSL_REQUEST, _GSS_REQUEST = 80877103, 80877104
 _COMPLETE, _READY, _IDLE = b"CZI"
 _CHUNK = 1 << 16
+_PORT = 5432  # of the socket's name alone
 
 
 @dataclass(slots=True)
@@ -96,6 +99,8 @@ class Messages:
 class Tap:
     """A relay before a server, in a thread with a loop of its own.
 
+    It listens on a socket that only this user reaches: the server may trust whoever comes from us.
+
     Args:
         conninfo: Of the server; must be reachable without TLS.
 
@@ -109,21 +114,20 @@ class Tap:
             self._host, self._port = info.hostaddr or info.host, info.port
         parts = conninfo_to_dict(conninfo)
         parts.pop("hostaddr", None)
+        self._folder = tempfile.mkdtemp(prefix="kagzi-tap-")  # with mode 0700
         self._traffic = Traffic()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="kagzi-bench-tap")
         self._thread.start()
         self._server: asyncio.Server = self._call(self._listen())
-        port = self._server.sockets[0].getsockname()[1]
-        self.conninfo = make_conninfo(
-            "", **{**parts, "host": "127.0.0.1", "port": port, "sslmode": "disable"}
-        )
+        self.conninfo = make_conninfo("", **{**parts, "host": self._folder, "port": _PORT})
 
     def close(self) -> None:
         self._call(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def traffic(self) -> Traffic:
         """A copy; exact once the programs have their answers."""
@@ -146,7 +150,7 @@ class Tap:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     async def _listen(self) -> asyncio.Server:
-        return await asyncio.start_server(self._relay, "127.0.0.1", 0)
+        return await asyncio.start_unix_server(self._relay, f"{self._folder}/.s.PGSQL.{_PORT}")
 
     async def _end(self) -> None:
         self._server.close()
