@@ -78,7 +78,7 @@ async def test_a_sleep_of_years_ends_after_so_many_years_on_whichever_worker(
         run_id = handle.run_id
     async with started(dsn, **OPTIONS) as engine:
         again = await engine.client.get(run_id)
-        await until(lambda: engine.worker._heartbeat.beats > 2)
+        await engine.settled()
         assert await again.status() == "sleeping"
         await engine.move_clock(years * YEAR_S)
         assert await again.result(PATIENCE_S) == "awake"

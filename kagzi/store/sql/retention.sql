@@ -14,8 +14,8 @@ SELECT r.id, (SELECT count(*) FROM {schema}.step_runs s WHERE s.run_id = r.id)
 FROM (
     SELECT id, completed_at FROM {schema}.workflow_runs f
     WHERE completed_at < {schema}.now_at() - make_interval(secs => %(retain_s)s) AND told
-        AND NOT EXISTS (SELECT 1 FROM {schema}.workflow_runs p
-            WHERE p.id = f.parent_run_id AND p.completed_at IS NULL)
+        AND (SELECT p.completed_at IS NULL FROM {schema}.workflow_runs p
+            WHERE p.id = f.parent_run_id) IS NOT TRUE  -- NOT EXISTS would read all runs at once
     ORDER BY completed_at LIMIT %(most)s
 ) r ORDER BY r.completed_at;
 
