@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from functools import partial
 from types import CodeType
@@ -19,9 +19,10 @@ from uuid import UUID
 import orjson
 
 from kagzi._core import hash_input
-from kagzi.definition import Call, StepFunction, Workflow
+from kagzi.definition import Call, Definition, StepFunction, Workflow
 from kagzi.errors import AllStepsFailed, InvalidInput, StepFailed
 from kagzi.host import GroupOutcome, GroupRequest, Host, StepFuture, StepRequest
+from kagzi.mapping import WINDOW, MapStream, is_streamed
 from kagzi.model import (
     ErrorStrategy,
     GroupKind,
@@ -362,6 +363,19 @@ class Context(Relations):
         return self._group(name, list(calls), named, on_error, limit, priority, timeout, list)
 
     @overload
+    def map(  # type: ignore[overload-overlap]
+        self,
+        name: str,
+        function: StepFunction[..., ..., Any, T],
+        items: Iterator[A] | AsyncIterable[A] | Callable[[int], Iterable[A] | AsyncIterable[A]],
+        *,
+        key: Callable[[A], str] | None = ...,
+        on_error: ErrorStrategy = ...,
+        limit: int | None = ...,
+        priority: int = ...,
+        window: int = ...,
+    ) -> MapStream[T]: ...
+    @overload
     def map(
         self,
         name: str,
@@ -404,20 +418,38 @@ class Context(Relations):
         self,
         name: str,
         function: Any,
-        items: Iterable[Any],
+        items: Any,
         *,
         key: Callable[[Any], str] | None = None,
         on_error: ErrorStrategy = ErrorStrategy.FAIL_FAST,
         limit: int | None = None,
         priority: int = 0,
         timeout: float | timedelta | None = None,
-    ) -> StepFuture[Any]:
+        window: int | None = None,
+    ) -> Any:
         """`function` over each of `items`, each its only argument; a list in order.
+
+        Items that come one by one (an iterator, an async iterator, or a function that gives either
+        from a place on, counted from 0) are taken and run as they come, two windows of them at a
+        time. Then `async for value in ctx.map(...)` hands the results on in order without keeping
+        them, and steps are named by window and place: `pages/3/17`. After a crash complete windows
+        neither run nor load again; a function is asked to go on behind them.
 
         Args:
             key: Names each step by its item instead of its place.
+            timeout: Not for items that come one by one.
+            window: How many items that come one by one are one group. Default: 1,000.
         """
         definition = definition_of(function)
+        if is_streamed(items) or (window is not None and isinstance(items, Iterable)):
+            if timeout is not None:
+                raise InvalidInput(
+                    "a map over items that come one by one takes no timeout: "
+                    "put it on the step, or use `async with ctx.timeout(...)`"
+                )
+            return self._stream(name, definition, items, key, on_error, limit, priority, window)
+        if not isinstance(items, Iterable):
+            raise InvalidInput(f"map {name!r} needs items, got {items!r}")
         listed = list(items)
         keys = None if key is None else [key(item) for item in listed]
         calls = [Call[Any](definition, (item,), {}) for item in listed]
@@ -624,6 +656,32 @@ class Context(Relations):
         definitions = [call.definition for call in calls]
         return GroupRequest(
             path, kind, strategy, ids, definitions, inputs, choices, limit, priority, timeout_s
+        )
+
+    def _stream(
+        self,
+        name: str,
+        definition: Definition,
+        items: Any,
+        key: Callable[[Any], str] | None,
+        strategy: ErrorStrategy,
+        limit: int | None,
+        priority: int,
+        window: int | None,
+    ) -> MapStream[Any]:
+        if not isinstance(strategy, ErrorStrategy):
+            raise InvalidInput(f"on_error must be a kagzi.ErrorStrategy, got {strategy!r}")
+        if type(priority) is not int or abs(priority) > 2**31 - 1:
+            raise InvalidInput(f"priority must be a 32-bit int, got {priority!r}")
+        if limit is not None:
+            check_count("limit", limit)
+        size = WINDOW if window is None else check_count("window", window)
+        check_name("group name", name)
+        scope = self._host.scope()
+        path = scope.next_id(name)
+        scope.check_depth(path)
+        return MapStream(
+            self._host, scope, path, definition, items, key, strategy, limit, priority, size
         )
 
     def _group(

@@ -36,6 +36,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 Where = Literal["pool", "coordinator"]
 MemoScope = Literal["workflow", "global"]
+Durability = Literal["strict", "relaxed"]
 ChildPolicy = Literal["cancel", "abandon"]
 ChildMode = Literal["run", "start", "result"]
 
@@ -139,6 +140,7 @@ class Definition:
         memo_ttl: float | timedelta | None = None,
         memo_version: str | int = "",
         transaction: bool = False,
+        durability: Durability = "strict",
         registered: bool = True,
     ) -> None:
         if not callable(function):
@@ -184,6 +186,9 @@ class Definition:
             self.lane = LANE_CPU
         else:
             self.lane = LANE_ASYNC if self.is_async else LANE_THREAD
+        if durability not in ("strict", "relaxed"):
+            raise InvalidDefinition(f"durability must be 'strict' or 'relaxed', got {durability!r}")
+        self.relaxed = durability == "relaxed"
         self.transaction = bool(transaction)
         if self.transaction:
             self._check_transaction(where)

@@ -66,6 +66,7 @@ class GroupRequest:
     priority: int = 0
     timeout_s: float | None = None
     in_order_of_completion: bool = False
+    gate: Any = None  # permits shared with other groups, instead of `limit` ones of its own
 
 
 @dataclass(slots=True)
@@ -139,6 +140,15 @@ class Host(Protocol):
         self, scope: Scope, step_id: str, seconds: float | None, until: datetime | None
     ) -> Any:
         """A future that resolves when the time, kept in the store, has come."""
+
+    def make_gate(self, limit: int) -> Any:
+        """Permits that groups can share; in the coordinator only."""
+
+    def streamed(self, path: str) -> int | None:
+        """How many steps a part of a map has whose results are recorded and were not loaded."""
+
+    async def recall_stream(self, path: str, ids: list[str]) -> list[bytes]:
+        """Their results, in the order of the ids."""
 
     @property
     def scheduled_at(self) -> datetime | None:

@@ -71,6 +71,7 @@ class GroupKind(StrEnum):
 
     PARALLEL = "parallel"
     RACE = "race"
+    STREAM = "stream"  # a part of a `map` over items that come one by one
 
 
 class CatchUp(StrEnum):

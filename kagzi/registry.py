@@ -13,6 +13,7 @@ from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, over
 from kagzi.definition import (
     Call,
     Definition,
+    Durability,
     MemoScope,
     StepFunction,
     Where,
@@ -125,6 +126,7 @@ def step(
     memo: MemoScope | None = None,
     memo_ttl: float | timedelta | None = None,
     memo_version: str | int = "",
+    durability: Durability = "strict",
 ) -> _StepDecorator: ...
 @overload
 def step(
@@ -150,6 +152,10 @@ def step(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
             with the same input. Only for steps whose result depends on their input alone.
         memo_ttl: Seconds (or timedelta) for which a memo answers; default for ever.
         memo_version: Change it when the function's meaning changes.
+        durability: "relaxed": commits of such steps alone do not wait for the server's disk. If
+            the server itself crashes, its last such commits, up to about a second of them, may be
+            gone: these steps run again, and what a workflow had seen of them may change. A crash of
+            anything else loses nothing.
         transaction: The body's first parameter is a `psycopg.AsyncConnection` within the
             transaction that commits its result: what it writes there is written exactly once. It
             runs in the worker's own process and must not commit or roll back by itself.

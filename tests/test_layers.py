@@ -47,7 +47,7 @@ ROWS = [
         "scheduling",
     },
     {"context", "engine.work", "engine.executor"},
-    {"relations"},
+    {"relations", "mapping"},
     {"pool.pool"},
     {"pool.child", "pool.link"},
     {"pool.inner", "pool.body", "pool.marks"},

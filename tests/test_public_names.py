@@ -147,7 +147,7 @@ def test_decorators_take_the_options_they_are_known_by() -> None:
     }
     assert options["step"] == {
         *("function", "name", "retry", "timeout", "cpu", "where", "limit"),
-        *("memo", "memo_ttl", "memo_version", "transaction"),
+        *("memo", "memo_ttl", "memo_version", "transaction", "durability"),
     }
     assert options["workflow"] == {"function", "name", "version"}
 

@@ -101,7 +101,9 @@ class Group(Work):
         """Fill the slots of recorded steps, make steps of the rest."""
         request, home, slots = self.request, self.home, self.slots
         recorded = home.recorded_steps
-        gate = Gate(request.limit) if request.limit is not None else None
+        gate = request.gate
+        if gate is None and request.limit is not None:
+            gate = Gate(request.limit)
         group_id, priority = self.group_id, request.priority
         choices = request.choices
         done: list[tuple[int, int]] = []

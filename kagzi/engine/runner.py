@@ -93,8 +93,9 @@ class LiveRun:
         self.attempts = claimed.attempts
         self.number = max(
             (
-                max(s.call_number, s.completed_number, s.visible_number or 0)
-                for s in claimed.steps.values()
+                max(one.call_number, one.completed_number, one.visible_number or 0)
+                for recorded in (claimed.steps, claimed.groups)
+                for one in recorded.values()
             ),
             default=0,
         )
@@ -335,6 +336,19 @@ class LiveRun:
     ) -> StepFuture[None]:
         work = Sleep(self, scope, step_id, seconds, until, self.worker.clock)
         return self._begun(work, scope, lambda _: None, self.recorded_steps.get(step_id))
+
+    def make_gate(self, limit: int) -> Gate:
+        return Gate(limit)
+
+    def streamed(self, path: str) -> int | None:
+        recorded = self.recorded_groups.get(path)
+        if recorded is None or not recorded.is_streamed or self.claimed.is_whole:
+            return None
+        return recorded.size
+
+    async def recall_stream(self, path: str, ids: list[str]) -> list[bytes]:
+        outputs = await patiently(lambda: self.worker.store.load_outputs(self.run_id, path))
+        return [outputs[step_id] for step_id in ids]
 
     def wait_event(
         self,

@@ -72,6 +72,15 @@ class RemoteHost:
     def sleep(self, scope: Scope, step_id: str, seconds: Any, until: datetime | None) -> Any:
         raise _workflow_only("ctx.sleep", "; a step may use asyncio.sleep")
 
+    def make_gate(self, limit: int) -> Any:
+        raise _workflow_only("ctx.map over an iterator", "; give it a list")
+
+    def streamed(self, path: str) -> int | None:
+        raise _workflow_only("ctx.map over an iterator", "; give it a list")
+
+    async def recall_stream(self, path: str, ids: list[str]) -> list[bytes]:
+        raise _workflow_only("ctx.map over an iterator", "; give it a list")
+
     @property
     def scheduled_at(self) -> datetime | None:
         raise _workflow_only("ctx.scheduled_at", "; give it to the step as an argument")

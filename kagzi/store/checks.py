@@ -80,7 +80,8 @@ async def _read_batch(
             clock.set(rows[0][-1], asked_at, time.time())
             ids = [run.claimed.run_id for run in batch]
             batch = _lighter(batch, dict(await ask("weigh_recorded", run_ids=ids)))
-            await load_checkpoints(ask, {run.claimed.run_id: run.claimed for run in batch})
+            claimed = {run.claimed.run_id: run.claimed for run in batch}
+            await load_checkpoints(ask, claimed, whole=True)
     return batch
 
 

@@ -27,6 +27,7 @@ from kagzi.store.history import History
 from kagzi.store.queries import load_queries
 from kagzi.store.rows import Batch, MemoRow, StoredStep
 from kagzi.store.statements import (
+    BOOL_OID,
     BYTES,
     FLOATS,
     INTS,
@@ -66,7 +67,7 @@ class FencedConnection:
         schema = connector.quoted_schema
         # The simple protocol, which takes no parameters: all parts are names and an id of our own.
         self._copy_start = (
-            f"BEGIN; SELECT {schema}.hold_fence('{worker_id}'); "  # noqa: S608
+            f"SELECT {schema}.hold_fence('{worker_id}'); "  # noqa: S608
             f"COPY {schema}.step_runs ({columns}) FROM STDIN (FORMAT binary)"
         ).encode()
         types = _parameter_types()
@@ -182,6 +183,8 @@ class FencedConnection:
             values[f"s{place}"] = array
         if name == "write_rows":
             _add_rows(values, batch)
+        else:
+            values["relaxed"] = b"\1" if _is_relaxed(steps) else b"\0"
         self.statements += 1
         statement = self._statements[name]
         async with connection.lock:
@@ -245,7 +248,10 @@ class FencedConnection:
         self, connection: psycopg.AsyncConnection[Any], steps: list[Step], commit: bool
     ) -> None:
         self.statements += 4 if commit else 3
-        start = self._copy_start + (b"; COMMIT" if commit else b"")
+        begin = b"BEGIN; "
+        if commit and _is_relaxed(steps):
+            begin += b"SET LOCAL synchronous_commit = off; "
+        start = begin + self._copy_start + (b"; COMMIT" if commit else b"")
         data = copy_rows(steps)
         async with connection.lock:
             await connection.wait(_copy_messages(connection, start, data))
@@ -281,6 +287,14 @@ def _copy_messages(
         yield psycopg.waiting.Wait.W
     results = yield from generators.execute(pgconn)
     raise_failure(results)
+
+
+def _is_relaxed(steps: list[Step]) -> bool:
+    """Whether every one of these may be lost with the server."""
+    definition = steps[0].definition if steps else None
+    if definition is None or not definition.relaxed:
+        return False
+    return all(step.definition is not None and step.definition.relaxed for step in steps)
 
 
 def _add_rows(values: dict[str, bytes], batch: Batch) -> None:
@@ -367,7 +381,7 @@ _MEMO_COLUMNS: _Columns = (
 
 def _parameter_types() -> dict[str, int]:
     """Type of each parameter of the two statements, by its name."""
-    types = {"worker_id": UUID_OID}
+    types = {"worker_id": UUID_OID, "relaxed": BOOL_OID}
     types.update({f"s{place}": oid for place, oid in enumerate(STEP_COLUMN_OIDS)})
     for letter, columns in (
         ("a", _ATTEMPT_COLUMNS),

@@ -27,7 +27,7 @@ _POSTGRES_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _NULL = _I4.pack(-1)
 
-UUID_OID = 2950
+UUID_OID, BOOL_OID = 2950, 16
 UUIDS, TEXTS, INTS, FLOATS, BYTES, TIMES = 2951, 1009, 1007, 1022, 1001, 1185
 
 # By the array's OID: the element's, and how one is written.

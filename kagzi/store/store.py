@@ -19,7 +19,15 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from kagzi import faultpoints
 from kagzi.codec.failures import read_failure
 from kagzi.errors import RunConflict, StoreUnavailable, UnknownRun
-from kagzi.model import DEFAULT_QUEUE, AttemptRecord, GroupRecord, RunStatus, RunSummary, StepRecord
+from kagzi.model import (
+    DEFAULT_QUEUE,
+    AttemptRecord,
+    GroupKind,
+    GroupRecord,
+    RunStatus,
+    RunSummary,
+    StepRecord,
+)
 from kagzi.store.connections import (
     Connector,
     cancellations,
@@ -45,6 +53,12 @@ class StoredGroup:
     completed_number: int
     call_number: int = 0
     visible_number: int | None = None
+    failed: int = 0
+
+    @property
+    def is_streamed(self) -> bool:
+        """A part of a map with all its results: they are loaded when they are asked for."""
+        return self.kind == GroupKind.STREAM and self.decision is None and not self.failed
 
 
 @dataclass(slots=True)
@@ -72,6 +86,7 @@ class ClaimedRun:
     scheduled_at: datetime | None = None
     news: int = 0
     parent_run_id: UUID | None = None
+    is_whole: bool = False  # what was streamed is among the steps, too
     steps: dict[str, StoredStep] = field(default_factory=dict)
     groups: dict[str, StoredGroup] = field(default_factory=dict)
     attempts: dict[str, StoredAttempts] = field(default_factory=dict)
@@ -351,6 +366,10 @@ class Store:
         claims.moved = len(rows) - len(claims)
         return claims
 
+    async def load_outputs(self, run_id: UUID, path: str) -> dict[str, bytes]:
+        """Results of a map's part by step id. Source: sql/checkpoints.sql, load_outputs."""
+        return dict(await self.ask("load_outputs", run_id=run_id, path=path))
+
     async def load_recorded(self, runs: Iterable[ClaimedRun]) -> Claims:
         """The runs just claimed, with what is recorded of those that were driven before.
 
@@ -464,10 +483,12 @@ class Store:
             yield connection, RunStatus(row[0]), row[1]
 
 
-async def load_checkpoints(ask: Ask, runs: dict[UUID, ClaimedRun]) -> None:
-    """Fill in what is recorded of these runs."""
+async def load_checkpoints(ask: Ask, runs: dict[UUID, ClaimedRun], whole: bool = False) -> None:
+    """Fill in what is recorded of these runs; `whole`: the steps of a map's complete parts, too."""
     known = list(runs)
-    for run_id, step_id, *stored in await ask("load_steps", run_ids=known):
+    for run in runs.values():
+        run.is_whole = whole
+    for run_id, step_id, *stored in await ask("load_steps", run_ids=known, whole=whole):
         runs[run_id].steps[step_id] = StoredStep(*stored)
     for run_id, path, *group in await ask("load_groups", run_ids=known):
         runs[run_id].groups[path] = StoredGroup(*group)

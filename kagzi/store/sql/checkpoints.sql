@@ -3,7 +3,8 @@
 -- locked FOR SHARE: empty when the lease was ended.
 
 -- name: write_steps
--- Inserts step rows, one array per column; first commit wins. Index: step_runs_pkey.
+-- Inserts step rows, one array per column; first commit wins. `relaxed`: the commit does not wait
+-- for the disk. Index: step_runs_pkey.
 WITH fence AS MATERIALIZED (
     SELECT 1 FROM {schema}.workers WHERE id = %(worker_id)s AND status <> 'ended' FOR SHARE
 ), inserted AS (
@@ -14,8 +15,11 @@ WITH fence AS MATERIALIZED (
         %(s8)s, %(s9)s, %(s10)s, %(s11)s, %(s12)s, %(s13)s, %(s14)s, %(s15)s, %(s16)s) AS s
     ON CONFLICT DO NOTHING
     RETURNING 1
+), relaxed AS (
+    SELECT pg_catalog.set_config('synchronous_commit', 'off', true) WHERE %(relaxed)s
 )
-SELECT (SELECT count(*) FROM fence), (SELECT count(*) FROM inserted), 0::bigint;
+SELECT (SELECT count(*) FROM fence), (SELECT count(*) FROM inserted),
+    (SELECT count(*) FROM relaxed);
 
 -- name: write_rows
 -- Everything else that a batch holds besides steps, and the steps of a small batch. Group and run
@@ -134,17 +138,30 @@ JOIN unnest(%(run_ids)s::uuid[], %(step_ids)s::text[]) AS u(run_id, step_id)
 SELECT id, epoch, status, worker_id FROM {schema}.workflow_runs WHERE id = ANY(%(run_ids)s::uuid[]);
 
 -- name: load_steps
--- Checkpoints of claimed runs. Index: step_runs_pkey.
-SELECT run_id, step_id, status, function, input_hash, output, error, attempts,
-    (extract(epoch FROM started_at) * 1000000)::int8,
-    (extract(epoch FROM completed_at) * 1000000)::int8,
-    call_number, completed_number, visible_number, parallel_group_id IS NOT NULL
-FROM {schema}.step_runs WHERE run_id = ANY(%(run_ids)s::uuid[]);
+-- Checkpoints of claimed runs; unless `whole`, without those of a map's complete parts, which are
+-- loaded when they are asked for. Indexes: step_runs_pkey, parallel_groups_pkey.
+SELECT s.run_id, s.step_id, s.status, s.function, s.input_hash, s.output, s.error, s.attempts,
+    (extract(epoch FROM s.started_at) * 1000000)::int8,
+    (extract(epoch FROM s.completed_at) * 1000000)::int8,
+    s.call_number, s.completed_number, s.visible_number, s.parallel_group_id IS NOT NULL
+FROM {schema}.step_runs s
+LEFT JOIN (
+    SELECT run_id, id FROM {schema}.parallel_groups
+    WHERE run_id = ANY(%(run_ids)s::uuid[]) AND NOT %(whole)s AND kind = 'stream' AND failed = 0
+        AND decision IS NULL
+) streamed ON streamed.run_id = s.run_id AND streamed.id = s.parallel_group_id
+WHERE s.run_id = ANY(%(run_ids)s::uuid[]) AND streamed.id IS NULL;
+
+-- name: load_outputs
+-- Results of one part of a map. Index: step_runs_pkey, by range.
+SELECT step_id, output FROM {schema}.step_runs
+WHERE run_id = %(run_id)s AND status = 'completed'
+    AND step_id > (%(path)s || '/') COLLATE "C" AND step_id < (%(path)s || '0') COLLATE "C";
 
 -- name: load_groups
 -- Closed groups of claimed runs. Index: parallel_groups_pkey.
 SELECT run_id, path, kind, size, decision, decided_index, completed_number, call_number,
-    visible_number
+    visible_number, failed
 FROM {schema}.parallel_groups WHERE run_id = ANY(%(run_ids)s::uuid[]);
 
 -- name: load_attempts
