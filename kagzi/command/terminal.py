@@ -24,6 +24,7 @@ from kagzi.errors import (
     KagziError,
     MissingMainGuard,
     RunConflict,
+    RunEnded,
     RunFailed,
     RunWasCancelled,
     StoreError,
@@ -74,7 +75,7 @@ def exit_code(error: BaseException) -> int:
         ((RunFailed, RunWasCancelled), RUN_FAILED),
         ((UnknownRun, UnknownSchedule, UnknownStep, UnknownWorkflow), NOT_FOUND),
         ((StoreError, psycopg.Error), STORE),
-        ((InvalidInput, CodecError, RunConflict, MissingMainGuard), USAGE),
+        ((InvalidInput, CodecError, RunConflict, RunEnded, MissingMainGuard), USAGE),
     )
     return next((code for cls, code in by_class if isinstance(error, cls)), INTERNAL)
 
