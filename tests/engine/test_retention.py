@@ -17,7 +17,7 @@ from kagzi import Context, InvalidInput, Retry, UnknownRun
 from kagzi.cli import main
 from kagzi.store.connections import Connector
 from kagzi.store.queries import load_queries
-from kagzi.store.retention import MOST_RUNS, MOST_STEPS, delete_expired
+from kagzi.store.retention import MOST_RUNS, MOST_STEPS, Expiry
 from kagzi.store.store import Store
 from tests.fix_engine import PATIENCE_S, Engine, started, until
 from tests.fix_faults import orphans, rows, value
@@ -61,6 +61,11 @@ async def add_runs(
         WHERE r.workflow = 'w' ON CONFLICT DO NOTHING""",
         steps=steps,
     )
+
+
+async def delete_expired(store: Store, retain_s: float | None) -> tuple[int, bool]:
+    """Some of it, from the oldest on."""
+    return await Expiry(store, retain_s).delete_some()
 
 
 # --- after a time ---------------------------------------------------------------------------
@@ -173,6 +178,40 @@ async def test_a_transaction_deletes_so_many_checkpoints_unless_they_are_of_one_
     await add_runs(dsn, 2, steps=MOST_STEPS + 1)
     assert await delete_expired(store, DAY_S) == (1, True)
     assert await delete_expired(store, DAY_S) == (1, False)
+    assert await orphans(dsn) == []
+
+
+async def test_runs_that_may_not_go_yet_do_not_hold_up_those_behind_them(
+    store: Store, dsn: str
+) -> None:
+    """Twelve hundred children of a run that goes on, then some that nobody needs."""
+    await add_runs(dsn, 1200, ended_s=3 * WEEK_S)
+    await add_runs(dsn, 1, "sleeping")
+    await rows(
+        dsn,
+        """UPDATE kagzi.workflow_runs SET parent_run_id =
+            (SELECT id FROM kagzi.workflow_runs WHERE status = 'sleeping')
+        WHERE status = 'completed'""",
+    )
+    await add_runs(dsn, 7, ended_s=2 * WEEK_S)
+    expiry = Expiry(store, WEEK_S)
+    found = [await expiry.delete_some() for _ in range(4)]
+    assert found == [(0, True), (0, True), (7, False), (0, True)]
+    assert await value(dsn, RUNS) == 1201
+    await rows(dsn, "UPDATE kagzi.workflow_runs SET parent_run_id = NULL")
+    await expiry.delete_some()
+    await expiry.delete_some()
+    assert (await expiry.delete_some())[0] == 500, "it begins again with the oldest"
+
+
+async def test_runs_of_many_checkpoints_are_all_deleted(store: Store, dsn: str) -> None:
+    await add_runs(dsn, 30, steps=MOST_STEPS // 4)
+    expiry = Expiry(store, DAY_S)
+    sizes = []
+    while (found := await expiry.delete_some())[0]:
+        sizes.append(found[0])
+    assert sum(sizes) == 30
+    assert max(sizes) == 4
     assert await orphans(dsn) == []
 
 

@@ -63,6 +63,7 @@ SELECT n::text::bytea, 'f', '', md5('1')::uuid, now() + n * interval '1 minute'
 FROM generate_series(1, 20000) n
 """
 
+BEGINNING = {"after_at": datetime.min.replace(tzinfo=UTC), "after_id": UUID(int=0)}
 IDS = [uuid4() for _ in range(100)]
 PARAMETERS: dict[str, dict[str, Any]] = {
     "claim_runs": {
@@ -80,8 +81,11 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         **{"external_ids": ["s1@a", "s2@b"], "ticks": [NOW, NOW]},
     },
     "find_overlapped": {},
-    "find_expired_runs": {"retain_s": 30 * 86_400.0, "most": 500},
-    "find_expired_runs of a short time": {"retain_s": 60.0, "most": 500},
+    "find_expired_runs": {"retain_s": 30 * 86_400.0, "most": 500, **BEGINNING},
+    "find_expired_runs of a short time": {"retain_s": 60.0, "most": 500, **BEGINNING},
+    "find_expired_runs from one on": {
+        **{"retain_s": 60.0, "most": 500, "after_at": NOW, "after_id": SOME_RUN},
+    },
     "delete_runs": {"run_ids": IDS},
     "delete_expired_memos": {"most": 2000},
 }

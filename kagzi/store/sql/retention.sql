@@ -7,17 +7,20 @@ SELECT pg_catalog.pg_try_advisory_xact_lock(
     pg_catalog.hashtextextended(%(schema)s || ':kagzi:retention', 0));
 
 -- name: find_expired_runs
--- Runs that ended long enough ago, the oldest first, with their checkpoints counted. A child stays
--- as long as its parent goes on, which may ask for its result again.
--- Indexes: workflow_runs_finished, step_runs_pkey.
-SELECT r.id, (SELECT count(*) FROM {schema}.step_runs s WHERE s.run_id = r.id)
+-- Runs that ended long enough ago, from one on, the oldest first: whether each may go, and its
+-- checkpoints counted. A child stays as long as its parent goes on, which may ask for its result
+-- again. Indexes: workflow_runs_finished, step_runs_pkey.
+SELECT r.completed_at, r.id, r.may_go,
+    CASE WHEN r.may_go THEN (SELECT count(*) FROM {schema}.step_runs s WHERE s.run_id = r.id) END
 FROM (
-    SELECT id, completed_at FROM {schema}.workflow_runs f
-    WHERE completed_at < {schema}.now_at() - make_interval(secs => %(retain_s)s) AND told
-        AND (SELECT p.completed_at IS NULL FROM {schema}.workflow_runs p
-            WHERE p.id = f.parent_run_id) IS NOT TRUE  -- NOT EXISTS would read all runs at once
-    ORDER BY completed_at LIMIT %(most)s
-) r ORDER BY r.completed_at;
+    SELECT id, completed_at, told AND (SELECT p.completed_at IS NULL FROM {schema}.workflow_runs p
+        WHERE p.id = f.parent_run_id) IS NOT TRUE AS may_go
+    FROM {schema}.workflow_runs f
+    WHERE completed_at < {schema}.now_at() - make_interval(secs => %(retain_s)s)
+        AND completed_at >= %(after_at)s::timestamptz
+        AND (completed_at, id) > (%(after_at)s::timestamptz, %(after_id)s::uuid)
+    ORDER BY completed_at, id LIMIT %(most)s
+) r ORDER BY r.completed_at, r.id;
 
 -- name: read_ties
 -- Whether all have heard of a run's end, and whether the one that started it goes on.
