@@ -145,7 +145,8 @@ def entries(engine: Engine) -> dict[str, Any]:
         "gates": [gate for gate in worker._gates.values() if gate.held],
         "batches": [batch for batch in (writer._open, *writer._full) if batch],
         "large": [*writer._large, *writer._held_back, *writer._large_of],
-        "waiters": client._waiters,
+        "waiters": client._waiting._waits,
+        "starts": client._desk._waiting,
     }
     return {name: what for name, what in kept.items() if what}
 

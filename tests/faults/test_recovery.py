@@ -137,7 +137,7 @@ async def test_worker_killed_at_each_commit_in_turn_is_followed_by_one_that_repe
         await rows(dsn, "UPDATE kagzi.workflow_runs SET crash_count = 0")
 
     assert await result == programs.STORY
-    assert 8 <= len(moments) <= 30, "a story of some commits"
+    assert 5 <= len(moments) <= 30, "a story of some commits"
     for done, seen in moments:
         assert not done & set(story_witness.entries[seen:]), "committed, and run again"
     assert len(await committed(dsn)) == 79
@@ -306,8 +306,8 @@ async def test_claim_that_somebody_cancels_is_made_again(
             FOR EACH ROW EXECUTE FUNCTION kagzi.cancel();
         """,
     )
+    handle = await client.start(programs.story, story_witness.folder)
     async with client.worker(processes=0, poll_s=0.05):
-        handle = await client.start(programs.story, story_witness.folder)
         assert await handle.result(timeout=20) == programs.STORY
     assert "cancelled on purpose" in caplog.text
 

@@ -356,7 +356,7 @@ async def test_cancellation_that_meets_something_else_is_not_lost(
     try:
         monkeypatch.setattr(made._pool, "getconn", found_all_the_same)
         with pytest.raises(asyncio.CancelledError):
-            await asyncio.ensure_future(made.ask("next_due"))
+            await asyncio.ensure_future(made.ask("find_expired"))
         monkeypatch.setattr(made.connector, "connect", breaks)
         writing = asyncio.ensure_future(fenced.write(batch_of([settled("a")])))
         await asyncio.sleep(0)
@@ -377,7 +377,7 @@ async def test_task_that_was_cancelled_before_may_still_put_its_things_in_order(
         try:
             await asyncio.sleep(60)
         finally:
-            await made.ask("next_due")
+            await made.ask("find_expired")
             put_in_order.set()
         return []
 
@@ -386,5 +386,5 @@ async def test_task_that_was_cancelled_before_may_still_put_its_things_in_order(
     await asyncio.sleep(0)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    assert put_in_order.is_set()
     await made.close()
+    assert put_in_order.is_set()
