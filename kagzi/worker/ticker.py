@@ -71,7 +71,6 @@ class Ticker:
         """One look; how many seconds later the next is due."""
         soon = await find_due_schedules(self._store, self._poll_s, self._left_aside())
         due = [one for one in soon if one.next_at <= one.now]
-        later = [(one.next_at - one.now).total_seconds() for one in soon if one.next_at > one.now]
         ticks = self._ticks_of(due)
         moved = started = 0
         if ticks:
@@ -86,7 +85,10 @@ class Ticker:
         )
         if moved and more:
             return 0.0  # more have come than one statement starts
-        return min([self._poll_s, *later])
+        coming = [(one.next_at, one.now) for one in soon]
+        coming += [(t.later_at, t.schedule.now) for t in ticks if t.later_at is not None]
+        waits = [(at - now).total_seconds() for at, now in coming]
+        return min([self._poll_s, *(wait_s for wait_s in waits if wait_s > 0)])
 
     def _ticks_of(self, due: list[DueSchedule]) -> list[Ticks]:
         found = []

@@ -130,6 +130,17 @@ async def test_a_fork_of_a_run_has_its_tick_and_does_not_belong_to_the_schedule(
         assert await ticks_of(dsn, "s") == ["03-01 00:01"]
 
 
+async def test_a_ticker_looks_again_when_the_next_tick_comes_and_not_a_poll_later(dsn: str) -> None:
+    async with client_at(dsn, "2026-03-01T00:00:30") as client:
+        ticker = Ticker(client._store, 3600.0, nothing)
+        assert await ticker.turn() == 3600
+        await client.schedule(ticked, "* * * * *", id="s")
+        assert 0 < await ticker.turn() <= 30
+        await move_clock(dsn, moment("2026-03-01T00:01:20"))
+        assert 0 < await ticker.turn() <= 40
+        assert await ticks_of(dsn, "s") == ["03-01 00:01"]
+
+
 async def test_more_schedules_than_one_statement_takes_are_all_served(dsn: str) -> None:
     async with client_at(dsn, "2026-03-01T00:00:30") as client:
         await client.schedule(ticked, "* * * * *", id="s")
