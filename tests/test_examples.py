@@ -69,3 +69,12 @@ def test_every_example_has_a_test() -> None:
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_example_begins_by_saying_what_it_shows(path: Path) -> None:
     assert "\nShows: " in path.read_text().split('"""')[1]
+
+
+def test_reports_come_once_for_each_tick(dsn: str) -> None:
+    for _ in range(2):
+        printed = run_script(EXAMPLES / "reports.py", dsn=dsn)
+        runs, ticks = re.findall(r"(\d+) runs for (\d+) ticks, by two workers", printed)[0]
+        assert runs == ticks
+        assert len(re.findall(r"each second@\S+: north until [\d:]+: \d+ sold", printed)) >= 3
+        assert re.search(r"nightly ticks next at .* 0[01]:[03]0:00\+00:00", printed)
