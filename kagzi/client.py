@@ -604,8 +604,10 @@ class Client(Operations):
 
     def _run_left(self, row: RunRow) -> None:
         status = RunStatus(row.status)
-        if status.is_terminal:
+        if status in (RunStatus.COMPLETED, RunStatus.FAILED):
             self._waiting.ended(row.run_id, (status, row.output, row.error))
+        elif status.is_terminal:
+            self._waiting.heard()  # the cancel may have been taken back in the last moment
 
     async def _looks(self, run_id: UUID) -> AsyncGenerator[bool, None]:
         """Whether the run has ended, each time that something may have happened to it."""

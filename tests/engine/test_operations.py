@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import psycopg
 import pytest
 import pytest_asyncio
 
 import kagzi
-from kagzi import Client, Context, InvalidInput, RunStatus, RunWasCancelled, UnknownRun
+from kagzi import Client, Context, InvalidInput, RunStatus, RunWasCancelled, UnknownRun, faultpoints
+from kagzi.store.queries import load_queries
 from tests.engine import steps
 from tests.engine.witness import Witness
 from tests.fix_engine import PATIENCE_S, Engine, started, until
@@ -196,6 +198,35 @@ async def test_paused_run_is_not_claimed_until_it_is_resumed(
         assert await handle.status() is PAUSED
         assert await engine.client.resume(handle.id) is PENDING
         assert await handle.result(PATIENCE_S) == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "taken_back"), [("pause", "resume_run"), ("cancel", "take_back_cancel")]
+)
+async def test_request_that_is_taken_back_after_its_worker_heard_of_it_has_no_effect(
+    engine: Engine,
+    witness: Witness,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: str,
+    taken_back: str,
+) -> None:
+    """The worker has decided to let the run go, and has not written so yet."""
+    handle = await engine.start(gated, witness.folder)
+    await until(lambda: "+second" in witness.entries)
+    left: list[str] = []
+
+    def take_back(point: str) -> None:
+        if point == "run.leaves" and not left:
+            left.append(point)
+            with psycopg.connect(engine.dsn, autocommit=True) as connection:
+                statement = load_queries("kagzi")[taken_back].encode()
+                connection.execute(statement, {"id": handle.run_id})
+
+    monkeypatch.setattr(faultpoints, "reach", take_back)
+    await getattr(engine.client, asked)(handle)
+    await until(lambda: left)
+    witness.open("go")
+    assert len(await handle.result(PATIENCE_S)) == 2
 
 
 async def test_pause_moves_no_timer(engine: Engine, dsn: str, witness: Witness) -> None:

@@ -69,22 +69,24 @@ WITH fence AS MATERIALIZED (
     FROM fence, unnest(%(w0)s::uuid[], %(w1)s::text[], %(w2)s::int[]) AS v(run_id, path, number)
     WHERE t.run_id = v.run_id AND t.path = v.path
 ), released AS (
-    -- A request made meanwhile holds unless the run has ended; news that the run did not know of
-    -- when it was parked leaves it due.
+    -- A request made meanwhile holds unless the run has ended, and one that was taken back since its
+    -- worker heard of it does not; news that the run did not know of when it was parked leaves it
+    -- due.
     UPDATE {schema}.workflow_runs t SET
         status = CASE
-            WHEN r.status IN ('completed', 'failed', 'cancelled') THEN r.status
+            WHEN r.status IN ('completed', 'failed') THEN r.status
             WHEN t.request = 'cancel' THEN 'cancelled'
             WHEN t.request = 'pause' THEN 'paused'
+            WHEN r.status IN ('cancelled', 'paused') THEN 'pending'
             WHEN r.status = 'sleeping' AND t.news > r.news THEN 'pending'
             ELSE r.status END,
         output = r.output, error = r.error,
-        wake_at = CASE WHEN r.status = 'sleeping' AND t.news > r.news THEN {schema}.now_at()
+        wake_at = CASE WHEN r.status IN ('cancelled', 'paused')
+            OR (r.status = 'sleeping' AND t.news > r.news) THEN {schema}.now_at()
             ELSE coalesce(r.wake_at, t.wake_at) END,
         worker_id = NULL, request = NULL, crash_count = 0,
-        told = t.parent_run_id IS NULL AND r.status <> 'cancelled'
-            AND t.request IS DISTINCT FROM 'cancel',
-        completed_at = CASE WHEN r.status IN ('completed', 'failed', 'cancelled')
+        told = t.parent_run_id IS NULL AND t.request IS DISTINCT FROM 'cancel',
+        completed_at = CASE WHEN r.status IN ('completed', 'failed')
             OR t.request = 'cancel' THEN {schema}.now_at() END
     FROM fence, unnest(%(r0)s::uuid[], %(r1)s::int[], %(r2)s::text[], %(r3)s::bytea[],
         %(r4)s::bytea[], %(r5)s::timestamptz[], %(r6)s::int[])
