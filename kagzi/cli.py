@@ -102,7 +102,7 @@ for command in (
 )
 @click.option(
     "--retain-days",
-    type=float,
+    type=click.FloatRange(min=0, min_open=True),
     metavar="DAYS",
     help="Delete runs that ended so long ago. Default: keep them for ever.",
 )

@@ -370,3 +370,13 @@ def test_delete_on_the_command_line_tells_what_went(
     assert command("delete", "b", "c", "--json").stdout == '{"deleted":["b","c"]}\n'
     assert command("delete", "c").exit_code == 4
     assert command("runs", "--json").stdout == "[]\n"
+
+
+@pytest.mark.parametrize("days", ["0", "-1", "nan", "a week", "inf"])
+def test_days_that_mean_nothing_are_refused_on_the_command_line(
+    dsn: str, days: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", dsn)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    words = ("worker", "tests.engine.cli_flows", "--processes", "0", "--retain-days", days)
+    assert CliRunner().invoke(main, words, prog_name="kagzi").exit_code == 2

@@ -591,6 +591,7 @@ async def test_a_schedule_that_is_not_there_is_named(dsn: str, name: str) -> Non
     [
         ({"cron": "61 * * * *"}, "61"),
         ({"cron": "0 0 30 2 *"}, "0 0 30 2"),
+        ({"cron": "0 0 */29 2 MON#5"}, "no day that comes"),
         ({"cron": "@reboot"}, "@reboot"),
         ({"cron": 5}, "5"),
         ({"timezone": "Mars/Base"}, "Mars/Base"),
