@@ -5,5 +5,6 @@ pytest_plugins = [
     "tests.fix_db",
     "tests.fix_engine",
     "tests.fix_faults",
+    "tests.fix_pgbouncer",
     "tests.fix_proxy",
 ]

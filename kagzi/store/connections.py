@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import re
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
 import psycopg
 from psycopg import sql
+from psycopg.abc import Buffer
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.types.datetime import TimestamptzLoader
 
 from kagzi.errors import InvalidDsn, ServerTooOld, StoreForbidden, StoreUnavailable
 from kagzi.model import check_name
@@ -44,6 +47,11 @@ class Connector:
         dsn: As libpq reads it, a URL or `key=value` words.
         schema: Where kagzi's tables are.
 
+    Attributes:
+        is_pooled: Whether a pooler stands between us and the server, as PgBouncer does, which may
+            give each transaction another backend. Then there are no named prepared statements, no
+            settings of the session and no LISTEN. `check_server` finds out.
+
     Raises:
         InvalidDsn: libpq cannot read the DSN.
     """
@@ -64,6 +72,7 @@ class Connector:
                 f"the connection string {_redact_dsn(dsn)!r} has an '@' or '/' in its user name or "
                 "password: write %40 or %2F for it"
             )
+        self.is_pooled = False
         self._parts.setdefault("connect_timeout", CONNECT_TIMEOUT_S)
         self._parts.setdefault("application_name", "kagzi")
 
@@ -79,13 +88,20 @@ class Connector:
         """The connection string, password included: never shown."""
         return make_conninfo("", **{**self._parts, **extra})
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """What psycopg's own `connect` is given beside the connection string."""
+        if self.is_pooled:
+            return {"autocommit": True, "prepare_threshold": None}
+        return {"autocommit": True}
+
     async def connect(self, **extra: Any) -> psycopg.AsyncConnection[Any]:
         """A new connection in autocommit.
 
         Raises:
             psycopg.OperationalError: As it is; callers retry, or `explain` it.
         """
-        connection = await psycopg.AsyncConnection.connect(self.conninfo(**extra), autocommit=True)
+        connection = await psycopg.AsyncConnection.connect(self.conninfo(**extra), **self.options)
         try:
             await self.configure(connection)
         except BaseException:
@@ -95,6 +111,9 @@ class Connector:
 
     async def configure(self, connection: psycopg.AsyncConnection[Any]) -> None:
         """What each connection is told once."""
+        if self.is_pooled:
+            connection.adapters.register_loader("timestamptz", _UtcLoader)
+            return
         await connection.execute(
             b"SELECT set_config('idle_in_transaction_session_timeout', %s, false),"
             b" set_config('TimeZone', 'UTC', false)",
@@ -108,15 +127,24 @@ class Connector:
             StoreUnavailable, ServerTooOld, StoreForbidden: Says what to check.
         """
         try:
-            connection = await self.connect()
+            connection = await psycopg.AsyncConnection.connect(
+                self.conninfo(), autocommit=True, prepare_threshold=None
+            )
         except psycopg.Error as error:
             raise self.unavailable(error) from None
-        version = connection.info.server_version
-        await connection.close()
-        if version < OLDEST_SERVER:
-            raise ServerTooOld(
-                f"PostgreSQL at {self.host} is version {version // 10000}; kagzi needs 14 or newer"
-            )
+        try:
+            version = connection.info.server_version
+            if version < OLDEST_SERVER:
+                raise ServerTooOld(
+                    f"PostgreSQL at {self.host} is version {version // 10000}; "
+                    f"kagzi needs {OLDEST_SERVER // 10000} or newer"
+                )
+            cursor = await connection.execute(b"SELECT pg_catalog.pg_backend_pid()")
+            self.is_pooled = await cursor.fetchone() != (connection.info.backend_pid,)
+        except psycopg.Error as error:
+            raise self.unavailable(error) from None
+        finally:
+            await connection.close()
 
     def unavailable(self, error: BaseException) -> Exception:
         """The error of kagzi's that stands for one of psycopg's while connecting."""
@@ -181,6 +209,13 @@ async def no_reset(_: psycopg.AsyncConnection[Any]) -> None:
 
     Without one it does so in the caller's, and a caller cancelled in that moment lost it for good.
     """
+
+
+class _UtcLoader(TimestamptzLoader):
+    """Moments in UTC, whatever the zone of a session that is not ours to set."""
+
+    def load(self, data: Buffer) -> datetime:
+        return super().load(data).astimezone(UTC)
 
 
 def cancellations() -> int:

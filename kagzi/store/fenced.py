@@ -75,7 +75,7 @@ class FencedConnection:
             name: Statement(name, self._queries[name], types)
             for name in ("write_steps", "write_rows")
         }
-        self._prepared: set[str] = set()
+        self._prepared: set[str] | None = None if connector.is_pooled else set()
         self._connection: psycopg.AsyncConnection[Any] | None = None
         self.statements = 0
 
@@ -138,7 +138,7 @@ class FencedConnection:
 
     async def close(self) -> None:
         connection, self._connection = self._connection, None
-        self._prepared = set()
+        self._prepared = None if self._connector.is_pooled else set()
         if connection is not None:
             await connection.close()
 

@@ -34,7 +34,8 @@ class Listener:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        if self._task is None:
+        """Listen; not through a pooler, which may hand the connection's backend to others."""
+        if self._task is None and not self._connector.is_pooled:
             self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def close(self) -> None:

@@ -76,23 +76,28 @@ class Statement:
         self._formats = [pq.Format.BINARY] * len(self.names)
 
     def messages(
-        self, connection: psycopg.AsyncConnection[Any], values: dict[str, bytes], known: set[str]
+        self,
+        connection: psycopg.AsyncConnection[Any],
+        values: dict[str, bytes],
+        known: set[str] | None,
     ) -> Generator[Any, Any, list[int]]:
         """Prepare it, unless it is `known` to the server, and execute it; its row of bigints.
 
-        For `AsyncConnection.wait`, under the connection's lock.
+        With `known` None it is sent whole each time: the next backend may be another one. For
+        `AsyncConnection.wait`, under the connection's lock.
         """
         pgconn = connection.pgconn
-        if self.name not in known:
-            pgconn.send_prepare(self._name, self._query, self._oids)
-            raise_failure((yield from generators.execute(pgconn)))
-            known.add(self.name)  # whatever becomes of this execution
-        pgconn.send_query_prepared(
-            self._name,
-            [values[name] for name in self.names],
-            self._formats,
-            pq.Format.BINARY,
-        )
+        parameters = [values[name] for name in self.names]
+        if known is None:
+            pgconn.send_query_params(
+                self._query, parameters, self._oids, self._formats, pq.Format.BINARY
+            )
+        else:
+            if self.name not in known:
+                pgconn.send_prepare(self._name, self._query, self._oids)
+                raise_failure((yield from generators.execute(pgconn)))
+                known.add(self.name)  # whatever becomes of this execution
+            pgconn.send_query_prepared(self._name, parameters, self._formats, pq.Format.BINARY)
         results = yield from generators.execute(pgconn)
         raise_failure(results)
         result = results[-1]

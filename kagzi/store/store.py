@@ -16,7 +16,6 @@ import orjson
 import psycopg
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from kagzi import faultpoints
 from kagzi.codec.failures import read_failure
 from kagzi.errors import RunConflict, StoreUnavailable, UnknownRun
 from kagzi.model import (
@@ -36,6 +35,7 @@ from kagzi.store.connections import (
     no_reset,
 )
 from kagzi.store.queries import load_queries
+from kagzi.store.rescue import rescue_from
 from kagzi.store.rows import StoredStep
 
 MOST_CONNECTIONS = 4
@@ -139,7 +139,7 @@ class Store:
         self.queries = load_queries(connector.schema)
         self._pool: AsyncConnectionPool[psycopg.AsyncConnection[Any]] = AsyncConnectionPool(
             connector.conninfo(),
-            kwargs={"autocommit": True},
+            kwargs=connector.options,
             min_size=1,
             max_size=MOST_CONNECTIONS,
             timeout=POOL_TIMEOUT_S,
@@ -438,31 +438,9 @@ class Store:
         Returns:
             Runs freed.
 
-        Source: sql/workers.sql, end_lease, free_runs.
+        Source: rescue.py; sql/workers.sql, end_lease, free_runs.
         """
-        for _ in range(5):
-            try:
-                async with self.connection() as connection, connection.transaction():
-                    await connection.execute("SET LOCAL lock_timeout = '500ms'")
-                    await connection.execute(
-                        self.queries["end_lease"].encode(),
-                        {"id": worker_id, "forced": forced, "reason": reason},
-                    )
-                    if faultpoints.reach is not None:
-                        faultpoints.reach("rescue.between")
-                    cursor = await connection.execute(self.queries["free_runs"].encode())
-                    return cursor.rowcount
-            except psycopg.errors.LockNotAvailable:
-                await self._terminate_backends(worker_id)
-            except Exception as error:
-                if not isinstance(error.__cause__, psycopg.errors.LockNotAvailable):
-                    raise
-                await self._terminate_backends(worker_id)
-        return 0
-
-    async def _terminate_backends(self, worker_id: UUID) -> None:
-        for (pid,) in await self.ask("find_backends", application_name=f"kagzi:{worker_id}"):
-            await self.ask("terminate_backend", pid=pid)
+        return await rescue_from(self, worker_id, reason, forced)
 
     async def notify(self, channel: str) -> None:
         """Wake whoever listens."""

@@ -134,7 +134,7 @@ class Transactions:
             conninfo = self._connector.conninfo(application_name=f"kagzi:{self._worker_id}")
             self._pool = AsyncConnectionPool(
                 conninfo,
-                kwargs={"autocommit": True},
+                kwargs=self._connector.options,
                 min_size=0,
                 max_size=MOST_CONNECTIONS,
                 timeout=POOL_TIMEOUT_S,

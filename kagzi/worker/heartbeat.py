@@ -91,8 +91,9 @@ class Heartbeat:
                                 application_name="kagzi-heartbeat",
                                 connect_timeout=max(2, int(self._lease_s / 3)),
                             ),
-                            autocommit=True,
+                            **self._connector.options,
                         )
+                    if is_new or self._connector.is_pooled:
                         self._history.check_blocking(connection)
                     if faultpoints.reach is not None:
                         faultpoints.reach("heartbeat.before")

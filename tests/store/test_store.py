@@ -11,10 +11,12 @@ from uuid import UUID
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from kagzi.errors import RunConflict, StoreUnavailable, UnknownRun
 from kagzi.ids import uuid7
 from kagzi.model import RunStatus
+from kagzi.store import rescue
 from kagzi.store.connections import Connector
 from kagzi.store.fenced import FencedConnection
 from kagzi.store.queries import load_queries
@@ -498,3 +500,64 @@ async def test_lease_is_kept_by_the_stores_clock_alone(store: Store, dsn: str) -
     assert await store.find_expired() == []
     await set_clock(dsn, 86_400 + 11)
     assert len(await store.find_expired()) == 1
+
+
+# --- who is in the way of a rescue ----------------------------------------------------------
+
+
+@asynccontextmanager
+async def named(dsn: str, name: str) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+    """A connection that a pooler may have given to others before: its name tells nothing."""
+    dsn = make_conninfo(dsn, application_name=name)
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+        yield connection
+
+
+async def test_rescue_ends_the_backend_that_is_in_its_way_whatever_its_name(
+    store: Store, dsn: str
+) -> None:
+    worker_id = await registered(store)
+    await add_run(store, "a")
+    await claimed_names(store, worker_id)
+    async with named(dsn, f"kagzi:{worker_id}") as innocent, named(dsn, "another") as frozen:
+        await frozen.execute("BEGIN")
+        hold = "SELECT kagzi.hold_fence(%s)"
+        await frozen.execute(hold, [worker_id])
+        assert await store.rescue(worker_id, "test", forced=True) == 1
+        cursor = await innocent.execute("SELECT 1")
+        assert await cursor.fetchone() == (1,)
+        with pytest.raises(psycopg.OperationalError):
+            await frozen.execute("SELECT 1")
+
+
+async def test_rescue_leaves_a_migration_alone_that_holds_the_table(store: Store, dsn: str) -> None:
+    worker_id = await registered(store)
+    async with named(dsn, "kagzi:migrate") as migrating:
+        await migrating.execute("BEGIN")
+        await migrating.execute("LOCK TABLE kagzi.workers IN ACCESS EXCLUSIVE MODE")
+        assert await store.rescue(worker_id, "test", forced=True) == 0
+        await migrating.execute("COMMIT")
+    await store.rescue(worker_id, "test", forced=True)
+    assert await rows(dsn, "SELECT status FROM kagzi.workers") == [("ended",)]
+
+
+async def test_rescuers_do_not_end_each_other(store: Store, dsn: str) -> None:
+    """One is held up for longer than the others' patience."""
+    worker_id = await registered(store)
+    async with named(dsn, "kagzi-rescue") as slow:
+        await slow.execute("BEGIN")
+        await slow.execute("SELECT FROM kagzi.worker_leases FOR UPDATE")
+        going = asyncio.gather(*(store.rescue(worker_id, "test", forced=True) for _ in range(3)))
+
+        async def tried_often() -> bool:
+            query = (
+                "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'kagzi-rescue'"
+                " AND wait_event_type = 'Lock' AND datname = current_database()"
+            )
+            return bool((await rows(dsn, query))[0][0])
+
+        await until(tried_often)
+        await asyncio.sleep(rescue.PATIENCE_S * 2)
+        await slow.execute("COMMIT")
+        await going
+    assert await rows(dsn, "SELECT status FROM kagzi.workers") == [("ended",)]

@@ -71,13 +71,19 @@ UPDATE {schema}.workflow_runs r SET
     wake_at = {schema}.now_at()
 FROM held WHERE r.id = held.id;
 
--- name: find_backends
--- Backends of a worker's fenced connections, which may hold its row while it is frozen.
-SELECT pid FROM pg_catalog.pg_stat_activity
-WHERE application_name = %(application_name)s AND pid <> pg_backend_pid();
+-- name: begin_rescue
+-- Settings of a rescuer's transaction, and which backend it is.
+SELECT pg_catalog.pg_backend_pid(),
+    pg_catalog.set_config('application_name', %(rescuer)s, true),
+    pg_catalog.set_config('lock_timeout', %(lock_timeout)s, true);
 
--- name: terminate_backend
-SELECT pg_catalog.pg_terminate_backend(%(pid)s);
+-- name: terminate_blockers
+-- Ends the backends that hold a row which the backend `pid` waits for, other rescuers excepted. Not
+-- those that hold a table, as a migration does.
+SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a
+WHERE a.pid = ANY(pg_catalog.pg_blocking_pids(%(pid)s)) AND a.application_name <> %(rescuer)s
+    AND EXISTS (SELECT FROM pg_catalog.pg_locks l
+        WHERE l.pid = %(pid)s AND NOT l.granted AND l.locktype IN ('transactionid', 'tuple'));
 
 -- name: add_worker_event
 -- Something in a worker's life.
