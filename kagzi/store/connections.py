@@ -120,6 +120,14 @@ class Connector:
             [f"{IDLE_IN_TRANSACTION_S}s"],
         )
 
+    async def plan_once(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        """Let prepared statements keep their plan.
+
+        Their arrays have another length each time, which the server takes for a reason to plan
+        anew: that takes longer than to execute them.
+        """
+        await connection.execute(b"SET plan_cache_mode = force_generic_plan")
+
     async def check_server(self) -> None:
         """Connect once and see that this is a server that kagzi can use.
 

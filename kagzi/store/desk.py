@@ -146,9 +146,27 @@ class Desk:
     async def _insert(
         self, starts: list[_Start], wanted: list[bool], taker: Taker | None
     ) -> dict[UUID, tuple[bool, datetime]]:
+        worker_id = NOBODY if taker is None else taker.worker_id
+        if len(starts) == 1:
+            start = starts[0]
+            rows = await self._store.rows(
+                "insert_start",
+                worker_id=worker_id,
+                id=start.run.run_id,
+                external_id=start.run.external_id,
+                workflow=start.workflow,
+                version=start.version,
+                priority=start.priority,
+                input=start.run.payload,
+                queue=start.queue,
+                queue_key=start.run.queue_key,
+                pinned=start.pinned,
+                wanted=wanted[0],
+            )
+            return {row[0]: (row[1], row[2]) for row in rows}
         rows = await self._store.rows(
             "insert_starts",
-            worker_id=NOBODY if taker is None else taker.worker_id,
+            worker_id=worker_id,
             ids=[start.run.run_id for start in starts],
             external_ids=[start.run.external_id for start in starts],
             workflows=[start.workflow for start in starts],

@@ -131,6 +131,7 @@ class FencedConnection:
         try:
             if self._history is not None:
                 await self._history.check(connection)
+            await self._connector.plan_once(connection)
         except BaseException:
             await connection.close()
             raise

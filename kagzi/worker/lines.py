@@ -49,6 +49,11 @@ class Lines:
         if named:
             await declare_queues(self._store, named)
 
+    @property
+    def any_apart(self) -> bool:
+        """Whether there are queues with limits, as far as is known."""
+        return self._any_apart
+
     def serves(self, queue: str) -> bool:
         """Whether runs of this queue are claimed at all."""
         return self._served is None or queue in self._served

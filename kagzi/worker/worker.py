@@ -414,10 +414,11 @@ class Worker:
 
     def run_left(self, run: LiveRun, row: RunRow) -> None:
         """A run's last row is committed: it is somebody else's now, or nobody's."""
+        if self.is_crowded() or self._lines.any_apart:
+            self._wake.set()  # there is room for another run, here or in its queue
         self.runs.pop(run.run_id, None)
         if self._run_left is not None and not row.refused:
             self._run_left(row)
-        self._wake.set()
         self._idle.set()
         status = RunStatus(row.status)
         if run.claimed.parent_run_id is not None or status is RunStatus.CANCELLED:

@@ -681,6 +681,8 @@ async def test_release_lets_go_of_the_run_that_this_worker_holds_at_this_epoch(
 ) -> None:
     worker_id = await registered(store)
     run_id = await held_run(store, worker_id)
+    if status == "cancelled":
+        await rows(dsn, "UPDATE kagzi.workflow_runs SET request = 'cancel'")
     async with connected(dsn, worker_id) as connection:
         batch = batch_of(settled_many(size))
         batch.runs = [release(run_id, 1, status)]

@@ -34,3 +34,25 @@ FROM (
 ) n ORDER BY n.external_id COLLATE "C"
 ON CONFLICT (workflow, external_id) DO NOTHING
 RETURNING r.id, r.worker_id IS NOT NULL, r.created_at;
+
+-- name: insert_start
+-- The same for one run, with no arrays: their length is unknown to a plan, so the one above is
+-- planned anew each time. Indexes: as above.
+WITH fence AS MATERIALIZED (
+    SELECT 1 FROM {schema}.workers WHERE id = %(worker_id)s AND status = 'active' FOR SHARE
+), start AS MATERIALIZED (
+    SELECT {schema}.now_at() AS at, q.apart,
+        %(wanted)s AND NOT q.apart AND EXISTS (SELECT FROM fence) AS mine
+    FROM (SELECT EXISTS (SELECT FROM {schema}.queues WHERE name = %(queue)s::text AND apart) AS apart) q
+    WHERE %(pinned)s OR NOT EXISTS (SELECT 1 FROM {schema}.workflow_versions v
+        WHERE v.workflow = %(workflow)s::text AND v.is_default AND v.version <> %(version)s::text)
+)
+INSERT INTO {schema}.workflow_runs AS r (id, external_id, workflow, version, priority, input, wake_at,
+    created_at, queue, queue_key, apart, status, worker_id, epoch, crash_count, started_at)
+SELECT %(id)s, %(external_id)s::text, %(workflow)s::text, %(version)s::text, %(priority)s, %(input)s,
+    at, at, %(queue)s::text, %(queue_key)s::text, apart,
+    CASE WHEN mine THEN 'running' ELSE 'pending' END,
+    CASE WHEN mine THEN %(worker_id)s::uuid END, mine::int, mine::int, CASE WHEN mine THEN at END
+FROM start
+ON CONFLICT (workflow, external_id) DO NOTHING
+RETURNING r.id, r.worker_id IS NOT NULL, r.created_at;
