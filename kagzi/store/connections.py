@@ -126,7 +126,8 @@ class Connector:
         Their arrays have another length each time, which the server takes for a reason to plan
         anew: that takes longer than to execute them.
         """
-        await connection.execute(b"SET plan_cache_mode = force_generic_plan")
+        if not self.is_pooled:
+            await connection.execute(b"SET plan_cache_mode = force_generic_plan")
 
     async def check_server(self) -> None:
         """Connect once and see that this is a server that kagzi can use.
