@@ -1,0 +1,289 @@
+"""What must hold after a trial, judged by what bodies noted and triggers wrote down.
+
+The engine's own tables are read as well, but only believed where these two agree with them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import psycopg
+
+from tests.faults.subjects import EVERY, SMALL, Program
+
+AUDIT = Path(__file__).with_name("audit.sql").read_text()
+TERMINAL = ("completed", "failed", "cancelled")
+
+
+def install(connection: psycopg.Connection[Any]) -> None:
+    """Let triggers write down every change of this database."""
+    connection.execute(AUDIT.encode())
+
+
+@dataclass
+class Witnessed:
+    """What bodies, workflows and clients noted, by the key of the run."""
+
+    ran: dict[tuple[str, str], list[str]] = field(default_factory=lambda: defaultdict(list))
+    saw: dict[tuple[str, str], list[Any]] = field(default_factory=lambda: defaultdict(list))
+    won: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    heard: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    started: dict[str, str] = field(default_factory=dict)
+    results: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    sent: set[str] = field(default_factory=set)
+    strange: list[str] = field(default_factory=list)
+
+
+def read_witness(path: Path) -> Witnessed:
+    found = Witnessed()
+    text = path.read_text() if path.exists() else ""
+    for line in text.splitlines():
+        kind, key, *rest = line.split(" ")
+        if kind == "ran":
+            step_id, name, nonce, _pid = rest
+            if step_id != name:
+                found.strange.append(f"{key}: step {name!r} has the id {step_id!r}")
+            found.ran[key, name].append(nonce)
+        elif kind == "saw":
+            found.saw[key, rest[0]].append(json.loads(" ".join(rest[1:])))
+        elif kind == "won":
+            found.won[key].add(rest[0])
+        elif kind == "heard":
+            found.heard[key].add(rest[0])
+        elif kind == "started":
+            found.started[key] = rest[0]
+        elif kind == "result":
+            found.results[key].add(" ".join(rest))
+        elif kind == "sent":
+            found.sent.add(key)
+    return found
+
+
+@dataclass
+class Verdict:
+    """What was found wrong, and what was counted."""
+
+    problems: list[str]
+    runs: int
+    steps: int
+    executions: int
+
+
+def judge(
+    connection: psycopg.Connection[Any], witness: Path, programs: dict[str, str], faults: int
+) -> Verdict:
+    """All that must hold of runs after so many faults.
+
+    Args:
+        programs: By the key of each run that was asked for: which program it is.
+    """
+    seen = read_witness(witness)
+    problems = list(seen.strange)
+    expected: dict[str, Program] = {}
+    for key, program in programs.items():
+        expected[key] = EVERY[program]
+        expected |= {f"{key}{suffix}": SMALL for suffix in EVERY[program].children}
+    runs = _runs_by_key(connection)
+    values = _committed(connection, problems)
+    for key, wanted in expected.items():
+        if key not in runs:
+            problems.append(f"{key}: no such run")
+        else:
+            problems += _judge_run(key, wanted, runs[key], values, seen, faults)
+    problems += [f"{key}: a run that nobody asked for" for key in runs.keys() - expected.keys()]
+    for key, run_id in seen.started.items():
+        if key not in runs or str(runs[key].id) != run_id:
+            problems.append(f"{key}: its start was acknowledged as {run_id}, and it is not there")
+    problems += _judge_writes(connection)
+    return Verdict(
+        problems, len(runs), sum(map(len, values.values())), sum(map(len, seen.ran.values()))
+    )
+
+
+# --- one run --------------------------------------------------------------------------------
+
+
+@dataclass
+class Run:
+    """A row of workflow_runs."""
+
+    id: UUID
+    status: str
+    output: bytes | None
+
+
+def _runs_by_key(connection: psycopg.Connection[Any]) -> dict[str, Run]:
+    query = "SELECT id, status, output, input FROM kagzi.workflow_runs"
+    found = {}
+    for run_id, status, output, payload in connection.execute(query):
+        found[_key_of(payload)] = Run(run_id, status, output)
+    return found
+
+
+def _key_of(payload: bytes) -> str:
+    arguments = json.loads(payload)
+    while isinstance(arguments, list) and len(arguments) == 1:
+        arguments = arguments[0]
+    if isinstance(arguments, dict):
+        return str(arguments["key"])
+    return next(str(one) for one in arguments if isinstance(one, str) and "/" not in one)
+
+
+def _value(status: str, output: bytes | None, error: bytes | None) -> Any:
+    """What a step's row says that the workflow sees: its result, or its error's message."""
+    if status == "completed":
+        return json.loads(output or b"null")
+    return json.loads(error or b"{}")["message"]
+
+
+def _committed(
+    connection: psycopg.Connection[Any], problems: list[str]
+) -> dict[UUID, dict[str, Any]]:
+    """Per run: the one value that was ever committed of each step, by the triggers."""
+    found: dict[UUID, dict[str, Any]] = defaultdict(dict)
+    query = (
+        "SELECT op, run, step, status, output, error, was_status, was_output, was_error"
+        " FROM audit.writes WHERE what = 'step' ORDER BY seq"
+    )
+    for op, run, step, status, output, error, *was in connection.execute(query):
+        if op == "DELETE":
+            problems.append(f"{run}: checkpoint {step!r} was deleted")
+        elif op == "UPDATE":
+            if [status, output, error] != was:
+                problems.append(f"{run}: checkpoint {step!r} was changed")
+        elif step in found[run]:
+            problems.append(f"{run}: checkpoint {step!r} was committed twice")
+        else:
+            found[run][step] = _value(status, output, error)
+    query = "SELECT run_id, step_id, status, output, error FROM kagzi.step_runs"
+    stored = {(row[0], row[1]): _value(*row[2:]) for row in connection.execute(query)}
+    written = {(run, step): value for run, steps in found.items() for step, value in steps.items()}
+    if stored != written:
+        problems.append(f"stored is something else than was written: {stored.keys() ^ written}")
+    return found
+
+
+def _judge_run(
+    key: str,
+    wanted: Program,
+    run: Run,
+    values: dict[UUID, dict[str, Any]],
+    seen: Witnessed,
+    faults: int,
+) -> list[str]:
+    problems: list[str] = []
+    committed = values.get(run.id, {})
+    if run.status != wanted.status:
+        problems.append(f"{key}: is {run.status}, not {wanted.status}")
+    for step in wanted.steps:
+        if step not in committed:
+            problems.append(f"{key}: step {step!r} has no checkpoint")
+    for step in (*wanted.steps, *wanted.maybe):
+        ran = seen.ran.get((key, step), [])
+        most = wanted.attempts.get(step, 1) + faults
+        if len(ran) > most:
+            problems.append(f"{key}: {step!r} ran {len(ran)} times, with {faults} faults")
+        if step in committed:
+            value = committed[step]
+            own = value[0] if isinstance(value, list) else value
+            if own not in ran:
+                problems.append(f"{key}: no body gave what is committed of {step!r}")
+    for (whose, step), observed in seen.saw.items():
+        if whose == key and any(one != committed.get(step) for one in observed):
+            problems.append(
+                f"{key}: saw {observed} of {step!r}, and {committed.get(step)} is committed"
+            )
+    if len(seen.won[key]) > 1:
+        problems.append(f"{key}: saw several winners of one race: {sorted(seen.won[key])}")
+    if any(heard != key for heard in seen.heard[key]):
+        problems.append(f"{key}: heard {seen.heard[key]}")
+    if run.status == "completed" and wanted.status == "completed":
+        problems += _judge_value(key, wanted, json.loads(run.output or b"null"), committed, seen)
+    return problems
+
+
+def _judge_value(
+    key: str, wanted: Program, output: Any, committed: dict[str, Any], seen: Witnessed
+) -> list[str]:
+    problems = []
+    for name, value in output.items():
+        if name == "event":
+            if value != key:
+                problems.append(f"{key}: its event was {value!r}")
+        elif name == "children":
+            if len(value) != len(wanted.children):
+                problems.append(f"{key}: has the results of {len(value)} children")
+        elif name not in committed or committed[name] != value:
+            problems.append(f"{key}: its result says {value!r} of {name!r}")
+    missing = {step for step in wanted.steps if "/in/" not in step} - output.keys()
+    if missing:
+        problems.append(f"{key}: its result lacks {sorted(missing)}")
+    for told in seen.results.get(key, ()):
+        if told.startswith(("failed", "cancelled")) or json.loads(told) != output:
+            problems.append(f"{key}: a client was told {told}")
+    return problems
+
+
+# --- all writes -----------------------------------------------------------------------------
+
+
+def _judge_writes(connection: psycopg.Connection[Any]) -> list[str]:
+    problems = [
+        f"{run}: {writer} committed {what} {step!r} after its lease was ended"
+        for what, run, step, writer in connection.execute(
+            "SELECT what, run, step, writer FROM audit.late ORDER BY seq"
+        )
+    ]
+    owners: dict[UUID, UUID | None] = {}
+    epochs: dict[UUID, int] = {}
+    ended: set[UUID] = set()
+    query = (
+        "SELECT what, run, step, status, was_status, owner, epoch, writer"
+        " FROM audit.writes ORDER BY seq"
+    )
+    for what, run, step, status, was, owner, epoch, writer in connection.execute(query):
+        if what == "worker":
+            if status == "ended":
+                ended.add(owner)
+            continue
+        if writer in ended:
+            problems.append(f"{run}: {writer} wrote {what} {step!r} after its lease was ended")
+        if what != "run":
+            if writer is not None and owners.get(run) != writer:
+                problems.append(f"{run}: {writer} wrote {what} {step!r} and did not hold the run")
+            continue
+        if was in TERMINAL and status != was:
+            problems.append(f"{run}: was {was}, and became {status}")
+        if owner is not None and owner in ended:
+            problems.append(f"{run}: was given to {owner}, whose lease had been ended")
+        if epoch < epochs.get(run, 0):
+            problems.append(f"{run}: its epoch went back")
+        owners[run], epochs[run] = owner, epoch
+    problems += [
+        f"{count} rows of {table} belong to no run"
+        for table, count in _orphans(connection).items()
+        if count
+    ]
+    left = connection.execute(
+        "SELECT count(*) FROM kagzi.workflow_runs WHERE worker_id IS NOT NULL"
+    ).fetchone()
+    if left != (0,):
+        problems.append(f"{left[0]} runs are held by somebody")  # type: ignore[index]
+    return problems
+
+
+def _orphans(connection: psycopg.Connection[Any]) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for table in ("step_runs", "step_attempts", "parallel_groups", "run_events"):
+        row = connection.execute(
+            f"SELECT count(*) FROM kagzi.{table} t WHERE NOT EXISTS"  # noqa: S608
+            " (SELECT FROM kagzi.workflow_runs r WHERE r.id = t.run_id)"
+        ).fetchone()
+        assert row is not None, "a count"
+        found[table] = row[0]
+    return found

@@ -1,0 +1,55 @@
+"""A sample of the crash matrix. All of it: `python -m tests.faults --matrix`."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults.trial import Report, Server, Trial, plans_of_matrix
+from tests.faults.victims import VICTIMS
+
+TRIALS = 3  # of each victim
+POINTS_MISSED = 4  # a plan may ask for a moment that does not come; then another takes its place
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with Server() as made:
+        yield made
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("victim", VICTIMS)
+async def test_whatever_dies_at_any_point_nothing_is_lost_and_nothing_doubled(
+    server: Server, victim: str
+) -> None:
+    """Another sample each time; a plan that fails is shown, for `--replay`."""
+    plans = [plan for plan in plans_of_matrix(random.getrandbits(32)) if plan.victim == victim]
+    struck: list[Report] = []
+    for plan in random.sample(plans, TRIALS + POINTS_MISSED):
+        report = await Trial(server, plan).run()
+        assert report.problems == [], f"--replay '{plan}'"
+        if report.faults:
+            struck.append(report)
+        if len(struck) == TRIALS:
+            return
+    assert struck, "no plan met its point"
+
+
+@pytest.mark.timeout(120)
+async def test_stopped_workers_come_back_and_their_writes_are_refused(server: Server) -> None:
+    """Stopped with a batch in hand, until another has taken over."""
+    plans = [
+        plan
+        for plan in plans_of_matrix(random.getrandbits(32))
+        if plan.victim == "freeze" and plan.point == "batch.before" and plan.nth == 1
+    ]
+    refused = 0
+    for plan in plans[:4]:
+        report = await Trial(server, plan).run()
+        assert report.problems == [], f"--replay '{plan}'"
+        assert report.faults
+        refused += report.refused
+    assert refused > 0
