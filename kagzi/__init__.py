@@ -38,6 +38,7 @@ from kagzi.errors import (  # noqa: E402
     NestingTooDeep,
     NonDeterminism,
     OutsideRun,
+    PayloadKeyError,
     PayloadTooLarge,
     PoolStartFailed,
     PostgresNotFound,
@@ -85,6 +86,7 @@ from kagzi.model import (  # noqa: E402
     Winner,
     WorkerSummary,
 )
+from kagzi.payloads import AesGcm, PayloadCodec  # noqa: E402
 from kagzi.registry import step, workflow  # noqa: E402
 from kagzi.relations import ChildHandle  # noqa: E402
 from kagzi.retry import Retry  # noqa: E402
@@ -92,6 +94,7 @@ from kagzi.retry import Retry  # noqa: E402
 __version__ = "0.1.0"
 
 __all__ = [
+    "AesGcm",
     "AllStepsFailed",
     "AttemptRecord",
     "BrokenRun",
@@ -123,6 +126,8 @@ __all__ = [
     "OutsideRun",
     "Overlap",
     "ParallelResult",
+    "PayloadCodec",
+    "PayloadKeyError",
     "PayloadTooLarge",
     "PoolStartFailed",
     "PostgresNotFound",

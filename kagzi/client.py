@@ -34,6 +34,7 @@ from kagzi.model import (
     check_duration_s,
 )
 from kagzi.operations import Operations
+from kagzi.payloads import PayloadCodec, check_codec
 from kagzi.pool.child import refuse_import
 from kagzi.retrying import retry_run
 from kagzi.scheduling import define_schedule, read_schedule, read_schedules, record_schedule
@@ -57,6 +58,7 @@ from kagzi.store.listener import (
     queues_channel,
 )
 from kagzi.store.migrate import migrate, verify
+from kagzi.store.payload_keys import check_keys
 from kagzi.store.queues import list_queues, set_queue
 from kagzi.store.retention import delete_run
 from kagzi.store.rows import RunRow
@@ -80,8 +82,14 @@ class Client(Operations):
     """A connection to kagzi's store. Made by `connect`; use it as an async context manager."""
 
     def __init__(
-        self, dsn: str | None, schema: str, migrate_schema: bool, data_folder: Any
+        self,
+        dsn: str | None,
+        schema: str,
+        migrate_schema: bool,
+        data_folder: Any,
+        payload_codec: PayloadCodec | None = None,
     ) -> None:
+        self._payload_codec = payload_codec
         self._dsn = dsn
         self._schema = schema
         self._migrate = migrate_schema
@@ -103,12 +111,18 @@ class Client(Operations):
             self._server = await asyncio.to_thread(attach, self._data_folder)
             dsn = self._server.dsn
         try:
-            connector = Connector(dsn, self._schema)
+            codec = check_codec(self._payload_codec)
+            connector = Connector(dsn, self._schema, codec)
             await connector.check_server()
             prepare = migrate if self._migrate else verify
             await asyncio.to_thread(prepare, connector.conninfo(), self._schema)
             self._store = Store(connector)
             await self._store.open()
+            try:
+                await check_keys(self._store)
+            except BaseException:
+                await self._store.close()
+                raise
         except BaseException:
             if self._server is not None:
                 await asyncio.to_thread(self._server.close)
@@ -653,6 +667,7 @@ def connect(
     schema: str = "kagzi",
     migrate: bool = True,
     data_folder: Any = None,
+    payload_codec: PayloadCodec | None = None,
 ) -> Client:
     """A client, as an async context manager.
 
@@ -661,12 +676,16 @@ def connect(
         schema: Where kagzi's tables are, or will be.
         migrate: Bring the schema up to date on entry; else only check it.
         data_folder: Of the embedded server; default one per user.
+        payload_codec: What inputs, outputs and errors are encrypted with, such as `AesGcm`. Every
+            program that uses the schema gives it. Default: what the environment's
+            KAGZI_PAYLOAD_CODEC names as module:name; else payloads are stored as they are.
 
     Raises, on entry:
         InvalidDsn, StoreUnavailable, StoreForbidden, ServerTooOld, SchemaTooNew, SchemaMissing,
         PostgresNotFound.
+        PayloadKeyError: Payloads there are encrypted, and their key is not here.
     """
-    return Client(dsn, schema, migrate, data_folder)
+    return Client(dsn, schema, migrate, data_folder, payload_codec)
 
 
 def run(

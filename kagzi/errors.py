@@ -268,6 +268,18 @@ class SchemaMissing(StoreError):
     """The schema is not there, or older than the code, and migrating was not allowed."""
 
 
+class PayloadKeyError(StoreError):
+    """A payload is encrypted with a key that is not here, or that is another one here.
+
+    Attributes:
+        key_id: Name of the key; "" where there are several.
+    """
+
+    def __init__(self, message: str, key_id: str = "") -> None:
+        super().__init__(message)
+        self.key_id = key_id
+
+
 class PostgresNotFound(StoreError):
     """No DSN was given and no Postgres programs were found to start an embedded server."""
 

@@ -52,7 +52,7 @@ ROWS = [
     {"pool.child", "pool.link"},
     {"pool.inner", "pool.body", "pool.marks"},
     {"host", "store", "pool.wire", "engine.tasks", "engine.stream", "engine.timers"},
-    {"registry", "engine.clock", "ids"},
+    {"registry", "engine.clock", "ids", "payloads"},
     {"definition", "findings"},
     {"codec", "scope", "retry", "cron"},
     {"model"},

@@ -84,7 +84,15 @@ CALLABLES: dict[Callable[..., Any], list[str]] = {
     kagzi.connect: ["dsn", "schema"],
     kagzi.run: ["workflow", "args", "id", "processes"],
     kagzi.current_step: [],
-    kagzi.Client.start: ["workflow", "args", "id", "priority", "version"],
+    kagzi.Client.start: [
+        *("workflow", "args", "id", "priority", "version", "queue", "key", "connection")
+    ],
+    kagzi.Client.start_many: [
+        *("workflow", "inputs", "ids", "priority", "version", "queue", "keys", "connection")
+    ],
+    kagzi.Client.set_queue: ["name", "concurrency", "concurrency_per_key", "rate", "paused"],
+    kagzi.Client.queues: [],
+    kagzi.AesGcm: ["keys", "current"],
     kagzi.Client.get: ["run"],
     kagzi.Client.describe: ["run"],
     kagzi.Client.runs: ["status", "workflow", "limit"],

@@ -12,10 +12,13 @@ import psycopg
 from psycopg import sql
 from psycopg.abc import Buffer
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import tuple_row
 from psycopg.types.datetime import TimestamptzLoader
 
 from kagzi.errors import InvalidDsn, ServerTooOld, StoreForbidden, StoreUnavailable
 from kagzi.model import check_name
+from kagzi.payloads import PayloadCodec, Sealer
+from kagzi.store import sealing
 
 OLDEST_SERVER = 140000
 CONNECT_TIMEOUT_S = 10
@@ -46,6 +49,7 @@ class Connector:
     Args:
         dsn: As libpq reads it, a URL or `key=value` words.
         schema: Where kagzi's tables are.
+        codec: What payloads are sealed with, if they are.
 
     Attributes:
         is_pooled: Whether a pooler stands between us and the server, as PgBouncer does, which may
@@ -56,7 +60,8 @@ class Connector:
         InvalidDsn: libpq cannot read the DSN.
     """
 
-    def __init__(self, dsn: str, schema: str = "kagzi") -> None:
+    def __init__(self, dsn: str, schema: str = "kagzi", codec: PayloadCodec | None = None) -> None:
+        self.sealer = None if codec is None else Sealer(codec)
         self.schema = check_name("schema", schema, 63)
         self.quoted_schema = sql.Identifier(schema).as_string(None)
         try:
@@ -110,7 +115,23 @@ class Connector:
         return connection
 
     async def configure(self, connection: psycopg.AsyncConnection[Any]) -> None:
-        """What each connection is told once."""
+        """What each connection of kagzi's own is told once."""
+        await self.configure_shared(connection)
+        if self.sealer is not None:
+            sealing.register(connection, self.sealer)
+
+    def cursor(self, connection: psycopg.AsyncConnection[Any]) -> psycopg.AsyncCursor[Any]:
+        """For a statement of ours on a connection that users' code uses as well.
+
+        Such a connection may have cursors, row factories and adapters of its own.
+        """
+        cursor = psycopg.AsyncCursor(connection, row_factory=tuple_row)
+        if self.sealer is not None:
+            sealing.register(cursor, self.sealer)
+        return cursor
+
+    async def configure_shared(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        """The same for one that users' code uses as well: its bytes are its own."""
         if self.is_pooled:
             connection.adapters.register_loader("timestamptz", _UtcLoader)
             return

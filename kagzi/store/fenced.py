@@ -21,11 +21,13 @@ from psycopg import generators, pq
 from kagzi import faultpoints
 from kagzi._core import STEP_COLUMN_OIDS, STEP_COLUMNS, Step, copy_rows, unnest_arrays
 from kagzi.errors import LeaseLost
+from kagzi.payloads import Sealer
 from kagzi.store.checkpoints import ContentRefused
 from kagzi.store.connections import Connector, cancellations, heed_cancellation, is_outage
 from kagzi.store.history import History
 from kagzi.store.queries import load_queries
 from kagzi.store.rows import Batch, MemoRow, StoredStep
+from kagzi.store.sealing import sealed_steps
 from kagzi.store.statements import (
     BOOL_OID,
     BYTES,
@@ -171,6 +173,10 @@ class FencedConnection:
             return await self._read_back(connection, steps)
         return []
 
+    def _sealed(self, steps: list[Step]) -> list[Step]:
+        sealer = self._connector.sealer
+        return steps if sealer is None else sealed_steps(steps, sealer)
+
     async def _write_rows(
         self,
         connection: psycopg.AsyncConnection[Any],
@@ -180,10 +186,10 @@ class FencedConnection:
     ) -> int:
         """Execute `write_steps` or `write_rows`; how many steps were inserted."""
         values = {"worker_id": self._worker_id.bytes}
-        for place, array in enumerate(unnest_arrays(steps)):
+        for place, array in enumerate(unnest_arrays(self._sealed(steps))):
             values[f"s{place}"] = array
         if name == "write_rows":
-            _add_rows(values, batch)
+            _add_rows(values, batch, self._connector.sealer)
         else:
             values["relaxed"] = b"\1" if _is_relaxed(steps) else b"\0"
         self.statements += 1
@@ -253,7 +259,7 @@ class FencedConnection:
         if commit and _is_relaxed(steps):
             begin += b"SET LOCAL synchronous_commit = off; "
         start = begin + self._copy_start + (b"; COMMIT" if commit else b"")
-        data = copy_rows(steps)
+        data = copy_rows(self._sealed(steps))
         async with connection.lock:
             await connection.wait(_copy_messages(connection, start, data))
 
@@ -298,7 +304,7 @@ def _is_relaxed(steps: list[Step]) -> bool:
     return all(step.definition is not None and step.definition.relaxed for step in steps)
 
 
-def _add_rows(values: dict[str, bytes], batch: Batch) -> None:
+def _add_rows(values: dict[str, bytes], batch: Batch, sealer: Sealer | None) -> None:
     """Parameters of `write_rows` but for the steps: one array per column."""
     marks = batch.marks
     # Runs that computed one key at once: ON CONFLICT must not meet it twice, and the first stays.
@@ -313,7 +319,11 @@ def _add_rows(values: dict[str, bytes], batch: Batch) -> None:
     )
     for letter, rows, columns in tables:
         for place, (column, oid) in enumerate(columns):
-            values[f"{letter}{place}"] = binary_array(oid, [getattr(row, column) for row in rows])
+            column_values = [getattr(row, column) for row in rows]
+            if sealer is not None and oid == BYTES:
+                change = sealer.codec.digest if column == "key" else sealer.seal
+                column_values = [None if one is None else change(one) for one in column_values]
+            values[f"{letter}{place}"] = binary_array(oid, column_values)
 
 
 def _memo_columns(memo: MemoRow) -> Any:

@@ -11,9 +11,9 @@ from uuid import UUID
 
 import psycopg
 from psycopg.pq import PipelineStatus, TransactionStatus
-from psycopg.rows import tuple_row
 
 from kagzi.errors import InvalidInput, RunConflict, StoreUnavailable
+from kagzi.payloads import Sealer
 from kagzi.store.listener import due_channel
 from kagzi.store.store import MOST_CONNECTIONS, StartedRun, Store
 
@@ -113,8 +113,7 @@ async def insert_runs_within(
 async def _rows(
     connection: Connection, store: Store, name: str, **parameters: Any
 ) -> list[tuple[Any, ...]]:
-    # Not `connection.execute`: a caller's connection may have cursors and row factories of its own.
-    async with psycopg.AsyncCursor(connection, row_factory=tuple_row) as cursor:
+    async with store.connector.cursor(connection) as cursor:
         await cursor.execute(store.queries[name].encode(), parameters)
         return await cursor.fetchall()
 
@@ -129,12 +128,15 @@ async def _copy(connection: Connection, store: Store, starts: Starts) -> list[St
     async with psycopg.AsyncCursor(connection) as cursor:
         async with cursor.copy(f"COPY {table} FROM STDIN (FORMAT binary)".encode()) as copy:
             encoding = connection.info.encoding
-            for data in _copy_data(starts, now_us, apart, encoding):
+            sealer = store.connector.sealer
+            for data in _copy_data(starts, now_us, apart, encoding, sealer):
                 await copy.write(data)
     return [_new(starts, run) for run in starts.runs]
 
 
-def _copy_data(starts: Starts, now_us: int, apart: bool, encoding: str) -> Iterator[bytes]:
+def _copy_data(
+    starts: Starts, now_us: int, apart: bool, encoding: str, sealer: Sealer | None
+) -> Iterator[bytes]:
     """A binary COPY stream of the runs.
 
     By their ids, as `insert_runs` has them; due in the order of the batch.
@@ -159,8 +161,9 @@ def _copy_data(starts: Starts, now_us: int, apart: bool, encoding: str) -> Itera
     for number, run in enumerate(ordered, 1):
         at = places[run.external_id]
         key = text(run.queue_key)
-        parts += (head, run.run_id.bytes, text(run.external_id), kind, _I4.pack(len(run.payload)))
-        parts += (run.payload, _TIME.pack(8, at, 8, at), queue, key, line)
+        payload = run.payload if sealer is None else sealer.seal(run.payload)
+        parts += (head, run.run_id.bytes, text(run.external_id), kind, _I4.pack(len(payload)))
+        parts += (payload, _TIME.pack(8, at, 8, at), queue, key, line)
         if number % COPY_CHUNK == 0:
             yield b"".join(parts)
             parts = []

@@ -394,7 +394,10 @@ class Store:
 
     async def find_memos(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """Key to output, of those that hold."""
-        return dict(await self.ask("find_memos", keys=list(keys)))
+        sealer = self.connector.sealer
+        stored = {(key if sealer is None else sealer.codec.digest(key)).hex(): key for key in keys}
+        found = await self.ask("find_memos", keys=list(stored))
+        return {stored[key]: output for key, output in found}
 
     # --- workers ----------------------------------------------------------------------------
 

@@ -88,7 +88,8 @@ class Transactions:
         returns = step.definition.returns
         pool = await self._opened()
         async with pool.connection() as connection:
-            cursor = await connection.execute(self._read, _names(step))
+            cursor = self._connector.cursor(connection)
+            await cursor.execute(self._read, _names(step))
             stored = await cursor.fetchone()
             if stored is not None:
                 return returns.decode(stored[0])
@@ -101,7 +102,7 @@ class Transactions:
     async def _write_step(
         self, connection: psycopg.AsyncConnection[Any], step: Step, output: bytes
     ) -> None:
-        cursor = connection.cursor(row_factory=psycopg.rows.tuple_row)
+        cursor = self._connector.cursor(connection)
         await cursor.execute(
             self._write,
             {
@@ -138,7 +139,7 @@ class Transactions:
                 min_size=0,
                 max_size=MOST_CONNECTIONS,
                 timeout=POOL_TIMEOUT_S,
-                configure=self._connector.configure,
+                configure=self._connector.configure_shared,
                 reset=no_reset,
                 open=False,
                 name="kagzi-steps",

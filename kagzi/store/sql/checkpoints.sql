@@ -176,5 +176,6 @@ GROUP BY a.run_id, a.step_id;
 
 -- name: find_memos
 -- Results of earlier runs that still hold. Index: memos_pkey.
-SELECT key, output FROM {schema}.memos
-WHERE key = ANY(%(keys)s::bytea[]) AND (expires_at IS NULL OR expires_at > {schema}.now_at());
+SELECT encode(key, 'hex'), output FROM {schema}.memos
+WHERE key = ANY(ARRAY(SELECT decode(k, 'hex') FROM unnest(%(keys)s::text[]) k))
+    AND (expires_at IS NULL OR expires_at > {schema}.now_at());
