@@ -158,6 +158,7 @@ class Proxy:
             server_writer.write(struct.pack("!I", len(startup) + 4) + startup)
             if struct.unpack_from("!I", startup)[0] == _CANCEL_REQUEST:
                 await server_writer.drain()
+                await server_reader.read()  # the server ends it when the signal is sent
                 return
             link = Link(_application_name(startup))
             self.links.append(link)

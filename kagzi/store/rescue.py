@@ -44,6 +44,8 @@ async def rescue_from(store: Connections, worker_id: UUID, reason: str, forced: 
             return await _try(store, worker_id, reason, forced)
         except psycopg.errors.LockNotAvailable:
             pass
+        except psycopg.errors.QueryCanceled:
+            pass  # meant for an earlier statement of this connection: a proxy brought it late
         except StoreError as error:
             if not isinstance(error.__cause__, psycopg.errors.LockNotAvailable):
                 raise

@@ -271,7 +271,7 @@ class Worker:
                 async with asyncio.timeout(LAST_WORD_S):
                     reason = "closed" if self.lost is None else f"lost: {self.lost}"
                     await self.store.rescue(self.worker_id, reason, forced=True)
-            except (StoreError, TimeoutError) as error:
+            except Exception as error:  # whatever it is: the program that ends has no use for it
                 logger.warning("the lease could not be ended, it will run out: %s", error)
         if not self.ended.done():
             self.ended.set_result(None)

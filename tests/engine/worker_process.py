@@ -46,7 +46,7 @@ def worker_process(dsn: str, processes: int = 2) -> Iterator[WorkerProcess]:
 async def main(dsn: str, processes: int) -> None:
     assert programs, "imported for the workflows that it registers"
     async with kagzi.connect(dsn, migrate=False) as client:
-        async with client.worker(processes=processes, poll_s=0.1):
+        async with client.worker(processes=processes, poll_s=0.1, max_crashes=100):
             await asyncio.Event().wait()
 
 
