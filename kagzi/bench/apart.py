@@ -10,6 +10,7 @@ from typing import Any
 import uvloop
 
 MODULE = "kagzi.bench.apart"
+WINDOW = 1000
 
 
 def main() -> None:
@@ -30,7 +31,10 @@ def main() -> None:
                     "pids": lambda: _value(session.pool_processes()),
                     "memory": lambda size: memory_of(session, run_of(session, work.nothings, size)),
                     "streamed": lambda n: memory_of(session, run_of(session, work.streamed, n)),
-                    "floor": lambda size: memory_of(session, floor_of(bench, size)),
+                    "floor": lambda size: memory_of(session, floor_of(bench, size, size)),
+                    "floor_streamed": lambda size: memory_of(
+                        session, floor_of(bench, size, WINDOW)
+                    ),
                     "group": lambda size: session.run(work.nothings, size),
                     "pauses": lambda size, seconds: session.run(work.together, size, seconds),
                     "sequence": lambda size: session.run(work.nothings_in_sequence, size),
@@ -45,10 +49,10 @@ def main() -> None:
     def run_of(session: Session, workflow: Any, *args: Any) -> Callable[[], Any]:
         return lambda: session.run(workflow, *args)
 
-    def floor_of(bench: Bench, size: int) -> Callable[[], Any]:
+    def floor_of(bench: Bench, size: int, at_once: int) -> Callable[[], Any]:
         async def floor() -> float:
             with closing(PlainScript(bench.conninfo, bench.schema)) as plain:
-                return await plain.group(size)
+                return sum([await plain.group(at_once) for _ in range(size // at_once)])
 
         return floor
 

@@ -101,7 +101,8 @@ async def of_steps(ctx: Context, steps: int) -> int:
 @workflow
 async def streamed(ctx: Context, size: int) -> float:
     began = time.perf_counter()
-    await ctx.map("streamed", nothing, (index for index in range(size)))
+    async for _ in ctx.map("streamed", nothing, (index for index in range(size))):
+        pass
     return time.perf_counter() - began
 
 
