@@ -268,7 +268,7 @@ def test_comparison_without_peers_has_plain_asyncio_and_the_floor(
         assert list(contest["sides"]) == ["kagzi", "floor", "asyncio"]
         assert contest["sides"]["kagzi"]["over_ours"] == 1
         assert len({len(side["samples"]) for side in contest["sides"].values()}) == 1
-    assert compared["pauses"]["sides"]["kagzi"]["cost"]["statements"] > 3
+    assert compared["pauses"]["sides"]["kagzi"]["cost"]["statements"] >= 2, "start and results"
     assert "20 steps of 50 ms" in files[1].read_text()
     assert schemas(empty_dsn) == []
 
