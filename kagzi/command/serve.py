@@ -89,12 +89,13 @@ async def serve(client: Client, drain_s: float, **options: Any) -> None:
             logger.info("serving %s; SIGTERM or Ctrl-C drains", ", ".join(names))
             await stops.first
             if worker.lost is None and drain_s > 0:
+                draining = asyncio.create_task(worker.drain(drain_s))
+                await asyncio.sleep(0)  # from here on nothing is claimed
                 logger.info(
                     "draining: up to %g s for %d run(s); signal again to stop at once",
                     drain_s,
                     len(worker.runs),
                 )
-                draining = asyncio.create_task(worker.drain(drain_s))
                 await _first_of(draining, stops.second)
                 draining.cancel()
             if worker.runs:

@@ -93,12 +93,13 @@ class Assassin:
     def _is_moment(self, message: Message) -> bool:
         if message.from_client:
             self._text = message.text or self._text
-            if "set_config" in self._text:
+            if "idle_in_transaction" in self._text or "pg_walfile_name" in self._text:
                 return False
             self._within = self._within or self._text.startswith("BEGIN")
             commits = {"E": not self._within, "c": "COMMIT" in self._text}
             if commits.get(message.kind, message.text == "COMMIT"):
                 self._under_way, self._within = True, False
+                self._text = ""  # what follows may be prepared, and come without its text
                 return not self._answered
         elif message.is_ready and self._under_way:
             self._under_way = False
