@@ -227,6 +227,20 @@ async def test_keys_are_rotated_without_touching_what_is_stored(dsn: str, tmp_pa
         assert (await client.describe("r")).input == [SECRET]
 
 
+async def test_worker_that_lacks_a_new_key_says_so_and_fails_no_run(
+    dsn: str, warnings_of_kagzi: Callable[[], list[str]]
+) -> None:
+    async with opened(dsn, AesGcm(KEYS)) as engine:
+        async with kagzi.connect(dsn, payload_codec=AesGcm(NEXT_KEYS)) as client:
+            handle = await client.start(writes_nothing, SECRET)
+            await until(lambda: any("'second', which is not" in w for w in warnings_of_kagzi()))
+            assert not engine.worker.runs
+            assert not (await handle.status()).is_terminal
+    async with opened(dsn, AesGcm(NEXT_KEYS)) as engine:
+        again = await engine.client.get(handle.id)
+        assert await again.result(PATIENCE_S) == SECRET
+
+
 @pytest.mark.parametrize(
     ("keys", "named"),
     [

@@ -21,6 +21,7 @@ from tests.engine import steps
 from tests.engine.witness import Witness
 from tests.fix_engine import PATIENCE_S, Engine, started, until
 from tests.fix_faults import rows
+from tests.fix_proxy import Proxy
 
 HOUR_S = 3600.0
 
@@ -184,6 +185,23 @@ async def test_everything_works_by_polling_alone(dsn: str, witness: Witness) -> 
             for handle in handles:
                 await handle.result(PATIENCE_S)
     assert witness.most_open() == 1
+
+
+async def test_without_limits_nothing_more_is_asked(proxy: Proxy, witness: Witness) -> None:
+    """No claim from lines that are not there; the list of queues is read now and then."""
+
+    def asked(statement: str) -> int:
+        return sum(statement in m.text for link in proxy.links for m in link.seen)
+
+    async with started(proxy.dsn, processes=0, poll_s=60, heartbeat_s=10) as engine:
+        for number in range(10):
+            await engine.run(shown, witness.folder, f"{number}", queue="free")
+        assert asked(".claim_apart(") == 0
+        assert 1 <= asked("Whether there are queues with lines") <= 3
+        assert not await engine.rows("SELECT 1 FROM kagzi.workflow_runs WHERE apart")
+        await engine.client.set_queue("free", concurrency=1)
+        await engine.run(shown, witness.folder, "limited", queue="free")
+        assert asked(".claim_apart(") > 0
 
 
 # --- who serves what ------------------------------------------------------------------------
