@@ -13,13 +13,15 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import UUID
+from weakref import WeakSet
 
 import psycopg
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from kagzi._core import Step
-from kagzi.errors import LeaseLost
+from kagzi.errors import LeaseLost, ServerReplaced
 from kagzi.store.connections import Connector, is_outage, no_reset
+from kagzi.store.history import History
 from kagzi.store.queries import load_queries
 from kagzi.store.rows import at_us
 
@@ -42,11 +44,22 @@ class Transactions:
     Args:
         connector: Makes connections.
         worker_id: Whose fence guards every checkpoint.
+        history: Of the server that the worker's runs were loaded from.
+        on_lost: Told that the worker's lease was ended, or its server replaced.
     """
 
-    def __init__(self, connector: Connector, worker_id: UUID) -> None:
+    def __init__(
+        self,
+        connector: Connector,
+        worker_id: UUID,
+        history: History,
+        on_lost: Callable[[LeaseLost], None],
+    ) -> None:
         self._connector = connector
         self._worker_id = worker_id
+        self._history = history
+        self._on_lost = on_lost
+        self._checked: WeakSet[psycopg.AsyncConnection[Any]] = WeakSet()
         queries = load_queries(connector.schema)
         self._write = queries["write_transaction_step"].encode()
         self._read = queries["read_transaction_step"].encode()
@@ -63,7 +76,7 @@ class Transactions:
         often. Everything else that it raises is its own, and what it wrote is taken back.
 
         Raises:
-            LeaseLost: The worker's lease was ended; nothing was committed.
+            LeaseLost: The worker's lease was ended, or the server replaced; nothing was committed.
         """
         failures = 0
         while True:
@@ -88,6 +101,7 @@ class Transactions:
         returns = step.definition.returns
         pool = await self._opened()
         async with pool.connection() as connection:
+            await self._check(connection)
             cursor = self._connector.cursor(connection)
             await cursor.execute(self._read, _names(step))
             stored = await cursor.fetchone()
@@ -98,6 +112,17 @@ class Transactions:
                 output = returns.encode(value)
                 await self._write_step(connection, step, output)
             return value
+
+    async def _check(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        """Once per connection: that it leads to the server that the run was loaded from."""
+        if connection in self._checked:
+            return
+        try:
+            await self._history.check(connection)
+        except ServerReplaced as lost:
+            self._on_lost(lost)
+            raise
+        self._checked.add(connection)
 
     async def _write_step(
         self, connection: psycopg.AsyncConnection[Any], step: Step, output: bytes
@@ -125,7 +150,9 @@ class Transactions:
         assert row is not None, "one row of counts"
         fence, inserted = row
         if not fence:
-            raise LeaseLost(f"the lease of worker {self._worker_id} was ended by another worker")
+            lost = LeaseLost(f"the lease of worker {self._worker_id} was ended by another worker")
+            self._on_lost(lost)
+            raise lost
         if not inserted:
             raise _Stored
 

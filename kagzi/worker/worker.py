@@ -148,7 +148,7 @@ class Worker:
             _refuse,
             self._lose,
         )
-        self._transactions = Transactions(connector, self.worker_id)
+        self._transactions = Transactions(connector, self.worker_id, self.history, self._lose)
         self.answers = Answers(self)
         self.executor = Executor(self.loop)
         self._local_place = LocalPlace(

@@ -202,3 +202,22 @@ async def test_functions_that_cannot_write_in_a_transaction_are_refused() -> Non
     ):
         with pytest.raises(InvalidDefinition, match="transaction=True"):
             Definition(function, transaction=True, **options)  # type: ignore[arg-type]
+
+
+async def test_transaction_on_a_server_that_was_replaced_is_not_begun(
+    account: str, witness: Witness
+) -> None:
+    """The worker loads its runs again first; nothing of the step is booked twice, or recorded."""
+    async with started(account, processes=0, lease_s=60.0) as engine:
+        worker = engine.worker
+        assert await engine.run(one, witness.folder, "before") == 1
+        assert worker.history.known is not None
+        worker.history.known = (worker.history.known[0], "0000000F")
+        await worker._transactions.close()
+        worker._transactions._pool = None
+        handle = await engine.start(one, witness.folder, "after")
+        assert await handle.result(timeout=20) == 2
+        assert isinstance(worker.lost, kagzi.ServerReplaced)
+        assert witness.entries == ["before", "after"]
+        steps = (await handle.describe()).steps
+        assert [(step.status, step.attempts) for step in steps] == [("completed", 1)]
