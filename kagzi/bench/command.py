@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -95,6 +96,8 @@ def main(
     processes: int | None,
     slack: float,
 ) -> None:
+    # Groups of 100,000 steps are meant to keep a loop busy here.
+    logging.getLogger("kagzi.worker").addFilter(lambda said: "event loop" not in str(said.msg))
     console = Console()
     if not console.is_terminal:
         console.width = max(console.width, 120)
