@@ -11,4 +11,6 @@ a plan again, `--matrix` every point with every victim and every kind of run, `-
     oracle.py    what must hold, by that file and by triggers (audit.sql)
     broken.py    engines that are broken on purpose: the oracle must notice each
     trial.py     one trial
+    soak.py      `--soak N`: so many workers, runs of every kind, faults at random moments
+    migrating.py `python -m tests.faults.migrating 200`: processes that migrate at once
 """

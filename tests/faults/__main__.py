@@ -10,6 +10,7 @@ from collections import Counter
 
 import click
 
+from tests.faults.soak import soak
 from tests.faults.trial import Plan, Report, Server, Trial, plans_of_matrix
 
 
@@ -20,6 +21,7 @@ from tests.faults.trial import Plan, Report, Server, Trial, plans_of_matrix
 @click.option("--only", default="", help="Words that a plan must contain, such as 'hole group'.")
 @click.option("--replay", default="", help="One plan, as it was printed.")
 @click.option("--times", type=int, default=1, help="How often to replay it.")
+@click.option("--soak", "workers", type=int, default=0, help="So many workers, faults at random.")
 @click.option("--part", default="0/1", help="k/n: every nth plan of the matrix, from the kth on.")
 def main(
     seed: int | None,
@@ -28,6 +30,7 @@ def main(
     only: str,
     replay: str,
     times: int,
+    workers: int,
     part: str,
 ) -> None:
     """Strike at the engine, and see what holds."""
@@ -42,6 +45,8 @@ def main(
         plans = [Plan(**json.loads(replay))] * times
     elif not matrix:
         random.Random(seed).shuffle(plans)
+    if workers:
+        raise SystemExit(1 if soak_for(seed, workers, minutes) else 0)
     reports: list[Report] = []
     until = time.monotonic() + minutes * 60
     with Server() as server:
@@ -57,6 +62,22 @@ def main(
             server.keep = True
             print(f"logs are kept in {server.folder}")
     raise SystemExit(1 if failed else 0)
+
+
+def soak_for(seed: int, workers: int, minutes: float) -> int:
+    """Print what came of it; how many problems."""
+    with Server() as server:
+        report, struck = soak(server, seed, workers, minutes)
+        tell(report)
+        print(
+            f"{report.runs} runs, {report.steps} steps, {report.executions} executions, "
+            f"{report.refused} workers refused"
+        )
+        print("faults: " + ", ".join(f"{name} {count}" for name, count in sorted(struck.items())))
+        if report.problems:
+            server.keep = True
+            print(f"logs are kept in {server.folder}")
+    return len(report.problems)
 
 
 def tell(report: Report) -> None:

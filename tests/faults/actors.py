@@ -36,7 +36,8 @@ async def work(spec: dict[str, Any]) -> None:
                     print("claims", flush=True)
                     await ending.wait()
             return
-        except kagzi.StoreUnavailable as error:
+        except (kagzi.StoreUnavailable, kagzi.PoolStartFailed) as error:
+            # No server, or a pool process that was killed as it began: a supervisor starts it anew.
             print(f"not started yet: {error}", flush=True)
             if ending.is_set():
                 return

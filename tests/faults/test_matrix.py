@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.faults.migrating import migrate_together
+from tests.faults.soak import AT_ONCE, Soak
 from tests.faults.trial import Report, Server, Trial, plans_of_matrix
 from tests.faults.victims import VICTIMS
 
@@ -53,3 +55,18 @@ async def test_stopped_workers_come_back_and_their_writes_are_refused(server: Se
         assert report.faults
         refused += report.refused
     assert refused > 0
+
+
+@pytest.mark.timeout(120)
+async def test_soak_of_some_seconds_loses_and_doubles_nothing(server: Server) -> None:
+    """All kinds of runs and faults at once; for longer: `python -m tests.faults --soak 8`."""
+    trial = Soak(server, random.getrandbits(32), workers=3, seconds=10)
+    report = await trial.run()
+    assert report.problems == [], report
+    assert report.faults
+    assert report.runs >= AT_ONCE
+
+
+@pytest.mark.timeout(120)
+def test_processes_that_migrate_at_once_leave_one_whole_schema(server: Server) -> None:
+    assert migrate_together(server, 4) == 0
