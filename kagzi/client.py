@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from datetime import timedelta
 from types import TracebackType
@@ -13,22 +13,16 @@ from uuid import UUID
 
 import psycopg
 
-from kagzi.checking import check_runs
+from kagzi.administration import Administration
 from kagzi.codec.failures import kagzi_error_from
 from kagzi.definition import Workflow
 from kagzi.errors import InvalidInput, RunFailed, RunWasCancelled
-from kagzi.findings import CheckReport
 from kagzi.handle import UNTYPED, RunHandle
 from kagzi.model import (
     DEFAULT_QUEUE,
-    CatchUp,
-    Overlap,
-    QueueSummary,
     RunDetails,
     RunStatus,
     RunSummary,
-    Schedule,
-    VersionRecord,
     WorkerSummary,
     check_count,
     check_duration_s,
@@ -37,16 +31,13 @@ from kagzi.operations import Operations
 from kagzi.payloads import PayloadCodec, check_codec
 from kagzi.pool.child import refuse_import
 from kagzi.retrying import retry_run
-from kagzi.scheduling import define_schedule, read_schedule, read_schedules, record_schedule
 from kagzi.starting import (
-    UNCHANGED,
-    Unchanged,
-    check_limits,
     check_priority,
     check_queue,
     new_run,
     prepare_many,
 )
+from kagzi.store.announcer import Announcer
 from kagzi.store.connections import Connector
 from kagzi.store.desk import Desk
 from kagzi.store.embedded import EmbeddedServer, attach
@@ -59,18 +50,14 @@ from kagzi.store.listener import (
 )
 from kagzi.store.migrate import migrate, verify
 from kagzi.store.payload_keys import check_keys
-from kagzi.store.queues import list_queues, set_queue
 from kagzi.store.retention import delete_run
 from kagzi.store.rows import RunRow
-from kagzi.store.schedules import delete_schedule, pause_schedule, resume_schedule
 from kagzi.store.starts import Guests, Starts, insert_runs, insert_runs_within
 from kagzi.store.store import StartedRun, Store
 from kagzi.store.workers import list_workers
 from kagzi.versions import (
     default_workflow,
-    list_versions,
     named_workflow,
-    set_default_version,
 )
 from kagzi.waiting import Waiting
 from kagzi.worker import Keeper, Worker
@@ -78,7 +65,7 @@ from kagzi.worker import Keeper, Worker
 T = TypeVar("T")
 
 
-class Client(Operations):
+class Client(Operations, Administration):
     """A connection to kagzi's store. Made by `connect`; use it as an async context manager."""
 
     def __init__(
@@ -101,8 +88,7 @@ class Client(Operations):
         self._workers: list[Keeper] = []
         self._waiting: Waiting = None  # type: ignore[assignment]
         self._desk: Desk = None  # type: ignore[assignment]
-        self._notifying: asyncio.Task[None] | None = None
-        self._to_notify: set[str] = set()  # channels
+        self._announcer: Announcer = None  # type: ignore[assignment]
 
     async def __aenter__(self) -> Client:
         refuse_import()
@@ -128,6 +114,7 @@ class Client(Operations):
                 await asyncio.to_thread(self._server.close)
             raise
         self._guests = Guests(self._store)
+        self._announcer = Announcer(self._store)
         self._waiting = Waiting(self._store, self._is_held)
         self._desk = Desk(self._store, lambda: [worker.incarnation for worker in self._workers])
         names = (due_channel, done_channel, news_channel, queues_channel)
@@ -143,8 +130,7 @@ class Client(Operations):
         await self._desk.close()
         await self._waiting.close()
         await self._listener.close()
-        if self._notifying is not None:
-            await asyncio.gather(self._notifying, return_exceptions=True)
+        await self._announcer.close()
         await self._store.close()
         if self._server is not None:
             await asyncio.to_thread(self._server.close)
@@ -327,165 +313,6 @@ class Client(Operations):
         handle = run if isinstance(run, RunHandle) else await self.get(run)
         await delete_run(self._store, handle.run_id, handle.id)
 
-    # --- versions ---------------------------------------------------------------------------
-
-    async def versions(
-        self, workflow: Workflow[..., Any] | str | None = None
-    ) -> list[VersionRecord]:
-        """The versions of a workflow, or of all: registered here, with runs, or a default.
-
-        Sorted by workflow and version, as texts. Counts every run of them.
-        """
-        return await list_versions(self._store, workflow)
-
-    async def set_default_version(
-        self, workflow: Workflow[..., Any] | str, version: str | None
-    ) -> None:
-        """Choose the version that new runs get from now on, whoever starts them. Durable on return.
-
-        It holds for every `start` without `version=`, by name or with the function itself: so a
-        new version can be deployed everywhere first, then switched to, and back. Runs that are
-        there already keep their version.
-
-        Args:
-            workflow: A workflow, or its name.
-            version: None: no default, so the code of whoever starts a run decides again.
-
-        Raises:
-            UnknownWorkflow: No such workflow or version, neither registered here nor with a run.
-        """
-        await set_default_version(self._store, workflow, version)
-
-    # --- schedules --------------------------------------------------------------------------
-
-    async def schedule(
-        self,
-        workflow: Workflow[..., Any] | str,
-        cron: str,
-        /,
-        *args: Any,
-        id: str,  # noqa: A002 - the public option has this name
-        timezone: str = "UTC",
-        catch_up: CatchUp | str = CatchUp.LAST,
-        overlap: Overlap | str = Overlap.ALLOW,
-        queue: str = DEFAULT_QUEUE,
-        key: str | None = None,
-        priority: int = 0,
-        version: str | None = None,
-        **kwargs: Any,
-    ) -> Schedule:
-        """Let runs of a workflow start by the clock, one for each tick. Durable on return.
-
-        The run of a tick has the id `<id>@<tick in UTC>`, and `ctx.scheduled_at` is its tick. Any
-        worker starts it, whichever workflows it serves.
-
-        Args:
-            cron: Minute, hour, day of month, month and day of week, as in `30 2 * * MON-FRI`; six
-                fields begin with seconds; or @hourly, @daily, @weekly, @monthly, @yearly.
-            id: Names the schedule. A known id changes that schedule; nothing if it is equal.
-            timezone: Whose clock: a name of the tz database. A time of day that the clock skips in
-                spring ticks when the skipped hour has passed; of one that it shows twice the first
-                ticks. `*` in the minutes or hours follows the time that really passes.
-            catch_up: Of ticks that come more than a minute late, because no worker was there, runs
-                the "last", or "all" of them, or "none".
-            overlap: When an earlier run of the schedule is not finished: "allow" another beside it,
-                "skip" the tick, or "cancel" the earlier run.
-            queue, key, priority: Of its runs, as `start` takes them.
-            version: Of the workflow. Default: the one that `set_default_version` has chosen when a
-                tick comes; if none was chosen, that of the workflow given.
-
-        Raises:
-            InvalidInput: The expression, the time zone or a policy cannot be read, or no day like
-                that ever comes.
-            UnknownWorkflow, CodecError, InvalidArguments: As `start`.
-        """
-        wanted = define_schedule(
-            named_workflow(workflow, version),
-            cron,
-            args,
-            kwargs,
-            schedule_id=id,
-            timezone=timezone,
-            catch_up=catch_up,
-            overlap=overlap,
-            queue=queue,
-            key=key,
-            priority=priority,
-            pinned=version is not None,
-        )
-        return await record_schedule(self._store, wanted)
-
-    async def schedules(self) -> list[Schedule]:
-        """All schedules, by id."""
-        return await read_schedules(self._store)
-
-    async def unschedule(self, id: str) -> None:  # noqa: A002 - as above
-        """Remove a schedule; runs that it has started go on. Raises `UnknownSchedule`."""
-        await delete_schedule(self._store, id)
-
-    async def pause_schedule(self, id: str) -> Schedule:  # noqa: A002 - as above
-        """Let it tick no more until `resume_schedule`. Raises `UnknownSchedule`."""
-        await pause_schedule(self._store, id)
-        return await read_schedule(self._store, id)
-
-    async def resume_schedule(self, id: str) -> Schedule:  # noqa: A002 - as above
-        """Let it tick again, from now on. Raises `UnknownSchedule`."""
-        await resume_schedule(self._store, id)
-        return await read_schedule(self._store, id)
-
-    # --- queues -----------------------------------------------------------------------------
-
-    async def set_queue(
-        self,
-        name: str,
-        *,
-        concurrency: int | Unchanged | None = UNCHANGED,
-        concurrency_per_key: int | Unchanged | None = UNCHANGED,
-        rate: tuple[int, float | timedelta] | Unchanged | None = UNCHANGED,
-        paused: bool | Unchanged = UNCHANGED,
-    ) -> QueueSummary:
-        """Set limits of a queue over all workers. What is not given stays; None takes a limit away.
-
-        Claims that begin after the return know them. Runs that are held already go on, and count.
-
-        Args:
-            concurrency: Most runs that are held at once. A run that sleeps is not held.
-            concurrency_per_key: The same, of runs that were started with one `key`.
-            rate: (n, seconds): at most n runs are started in any time of that length. Only the
-                first start of a run counts.
-            paused: No run of it begins or goes on; those that are held end first.
-        """
-        changes = check_limits(concurrency, concurrency_per_key, rate, paused)
-        summary = await set_queue(self._store, check_queue(name), changes)
-        await self._store.notify(queues_channel(self._schema))
-        return summary
-
-    async def queues(self) -> list[QueueSummary]:
-        """Queues with limits, or with runs that are not finished."""
-        return await list_queues(self._store)
-
-    async def check(
-        self,
-        *,
-        status: RunStatus | str | Iterable[RunStatus | str] | None = None,
-        workflow: Workflow[..., Any] | str | None = None,
-        limit: int | None = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> CheckReport:
-        """Replay recorded runs against the code of this process; tell which would break, and where.
-
-        Changes nothing: reads in read-only transactions, runs no step, waits for no timer. A run
-        that has not ended is fine when its code goes on behind what is recorded; one that has
-        completed must return the same, over the same steps. Workflow functions run in a thread.
-
-        Args:
-            status: Only runs that stand so; one status or several.
-            workflow: Only runs of this workflow, of any version.
-            limit: At most so many, the newest.
-            progress: Told now and then: runs checked, and how many there are.
-        """
-        return await check_runs(self._store, status, workflow, limit, progress)
-
     # --- workers ----------------------------------------------------------------------------
 
     @asynccontextmanager
@@ -575,9 +402,7 @@ class Client(Operations):
         for worker in self._workers:
             worker.wake()
         if not self._workers:
-            self._to_notify.add(due_channel(self._schema))
-            if self._notifying is None:
-                self._notifying = asyncio.get_running_loop().create_task(self._notify())
+            self._announcer.say(due_channel)
 
     def _tell(self) -> None:
         """Runs were changed from outside: wake whoever holds, drives or awaits them."""
@@ -585,19 +410,7 @@ class Client(Operations):
             worker.hear()
             worker.wake()
         self._waiting.heard()
-        self._to_notify |= {channel(self._schema) for channel in (due_channel, news_channel)}
-        if self._notifying is None:
-            self._notifying = asyncio.get_running_loop().create_task(self._notify())
-
-    async def _notify(self) -> None:
-        try:
-            await asyncio.sleep(0)
-            while self._to_notify:
-                channels, self._to_notify = self._to_notify, set()
-                for channel in sorted(channels):
-                    await self._store.notify(channel)
-        finally:
-            self._notifying = None
+        self._announcer.say(due_channel, news_channel)
 
     def _heard(self, channel: str) -> None:
         if channel == due_channel(self._schema):

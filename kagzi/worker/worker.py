@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -17,10 +16,11 @@ from kagzi.cancelling import cancel_all
 from kagzi.codec.failures import describe_exception
 from kagzi.context import Context
 from kagzi.definition import CallOptions, Definition
-from kagzi.engine.answers import Answers, memo_key
+from kagzi.engine.answers import Answers
 from kagzi.engine.clock import StoreClock
 from kagzi.engine.executor import Executor
 from kagzi.engine.local import LocalPlace
+from kagzi.engine.memos import Memos
 from kagzi.engine.runner import LiveRun
 from kagzi.engine.tasks import assign_scope, install_factory
 from kagzi.errors import InvalidInput, KagziError, LeaseLost, ServerReplaced, StoreError
@@ -29,6 +29,7 @@ from kagzi.model import RunStatus, check_count, check_duration_s
 from kagzi.pool.pool import Pool
 from kagzi.pool.remote import make_context
 from kagzi.registry import registry
+from kagzi.store.announcer import Announcer
 from kagzi.store.checkpoints import CheckpointWriter
 from kagzi.store.fenced import FencedConnection
 from kagzi.store.history import History
@@ -39,10 +40,11 @@ from kagzi.store.store import ClaimedRun, Store
 from kagzi.store.transactions import Body, Transactions
 from kagzi.worker.diary import DRAINING, Diary
 from kagzi.worker.heartbeat import Heartbeat
-from kagzi.worker.incarnation import boot_id, host_name, is_gone, process_start
+from kagzi.worker.incarnation import boot_id, host_name, process_start
 from kagzi.worker.janitor import Janitor, check_retention
 from kagzi.worker.lines import Lines, check_queues
 from kagzi.worker.loop_watch import LoopWatch
+from kagzi.worker.rescuer import Rescuer
 from kagzi.worker.telling import Telling
 from kagzi.worker.ticker import Ticker
 
@@ -122,8 +124,6 @@ class Worker:
         self._run_left = run_left
         self._modules = modules
         self._gates: dict[tuple[str, int], Gate] = {}
-        self._memo_steps: list[Step] = []
-        self._memo_task: asyncio.Task[None] | None = None
         self._draining = False
         self._doubtful_until = 0.0  # a claim may have been made unnoticed
         self._promised = 0  # runs that may be on their way here
@@ -135,8 +135,7 @@ class Worker:
         self._news = asyncio.Event()
         self._idle = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._notifying: asyncio.Task[None] | None = None
-        self._to_notify: set[str] = set()  # channels
+        self._announcer = Announcer(store)
         connector = store.connector
         self.history = History(connector.schema)
         self._fenced = FencedConnection(connector, self.worker_id, self.history)
@@ -151,6 +150,7 @@ class Worker:
         self._transactions = Transactions(connector, self.worker_id, self.history, self._lose)
         self.answers = Answers(self)
         self.executor = Executor(self.loop)
+        self._memos = Memos(store, self.answers, self.executor.submit)
         self._local_place = LocalPlace(
             self.loop,
             lambda task, step: assign_scope(task, step.run.bodies.scope(step)),
@@ -172,6 +172,14 @@ class Worker:
             self.clock.set,
             lambda error: self._call(self._lose, error),
             self.history,
+        )
+        self._rescuer = Rescuer(
+            store,
+            self.worker_id,
+            min(self.heartbeat_s, self.lease_s / 3),
+            self.heartbeat,
+            self.heartbeat_s,
+            self._wake.set,
         )
 
     # --- life -------------------------------------------------------------------------------
@@ -199,7 +207,7 @@ class Worker:
                 await self.pool.open()
             async with self.store.connection() as connection:
                 await self.history.check(connection)
-            await self._end_earlier_incarnations()
+            await self._rescuer.end_earlier_incarnations()
             await self._lines.open()
             asked_at = datetime.now().timestamp()
             store_now = await self.store.register_worker(
@@ -222,7 +230,7 @@ class Worker:
         self._tasks = [
             self.loop.create_task(self._claim_for_ever()),
             self.loop.create_task(self._hear_for_ever()),
-            self.loop.create_task(self._rescue_for_ever()),
+            self.loop.create_task(self._rescuer.rescue_for_ever()),
             self.loop.create_task(self._ticker.tick_for_ever()),
             self.loop.create_task(self._janitor.clean_for_ever()),
             self.loop.create_task(self._watch_heartbeat()),
@@ -253,15 +261,13 @@ class Worker:
         await asyncio.gather(*(run.wait_stopped() for run in stopped))
         answers = self.lost is not None or await self._drain_writer()
         await self.writer.close()
-        if self._memo_task is not None:
-            await cancel_all([self._memo_task])
+        await self._memos.close()
         await self._local_place.close()
         if self.pool is not None:
             await self.pool.close()
         self._watch.stop()
         await asyncio.to_thread(self.heartbeat.stop)
-        if self._notifying is not None:
-            await asyncio.gather(self._notifying, return_exceptions=True)
+        await self._announcer.close()
         await self._fenced.close()
         await self._fenced_large.close()
         await self._transactions.close()
@@ -424,7 +430,7 @@ class Worker:
         if run.claimed.parent_run_id is not None or status is RunStatus.CANCELLED:
             self._news.set()  # others are to hear of it
         if status.is_terminal:
-            self._tell(done_channel)
+            self._announcer.say(done_channel)
 
     # --- runs that are started in this program ----------------------------------------------
 
@@ -459,25 +465,7 @@ class Worker:
         """Runs that belong to runs held here were started or changed: look, here and elsewhere."""
         self._wake.set()
         self._news.set()
-        self._tell(due_channel, news_channel)
-
-    def _tell(self, *channels: Callable[[str], str]) -> None:
-        # One notification speaks for all that happened until it is sent.
-        self._to_notify |= {channel(self.store.connector.schema) for channel in channels}
-        if self._notifying is None:
-            self._notifying = self.loop.create_task(self._notify())
-
-    async def _notify(self) -> None:
-        try:
-            await asyncio.sleep(0)
-            while self._to_notify:
-                channels, self._to_notify = self._to_notify, set()
-                for channel in sorted(channels):
-                    await self.store.notify(channel)
-        except StoreError as error:
-            logger.debug("no notification: %s", error)
-        finally:
-            self._notifying = None
+        self._announcer.say(due_channel, news_channel)
 
     async def _hear_for_ever(self) -> None:
         """Look what others want of the runs held here, and let others hear of runs that ended."""
@@ -502,29 +490,6 @@ class Worker:
             except TimeoutError:
                 pass
 
-    async def _rescue_for_ever(self) -> None:
-        waiting = Telling(logger, "rescue waits: %s")
-        while True:
-            await asyncio.sleep(min(self.heartbeat_s, self.lease_s / 3))
-            try:
-                if time.monotonic() - self.heartbeat.good_since >= self.heartbeat_s:
-                    await self._rescue_expired()
-                await self._end_earlier_incarnations()
-                waiting.clear()
-            except StoreError as error:
-                waiting.tell(error)
-            except Exception:
-                logger.exception("a rescue failed, and is tried again")
-
-    async def _rescue_expired(self) -> None:
-        """Not right after the store was away: others had no chance to renew their leases either."""
-        for worker_id in await self.store.find_expired():
-            if worker_id == self.worker_id:
-                continue
-            freed = await self.store.rescue(worker_id, "lease ran out")
-            logger.warning("worker %s is gone; %d runs freed", worker_id, freed)
-            self._wake.set()
-
     async def _watch_heartbeat(self) -> None:
         """Stop trusting the lease when a renewal has no answer, not even an error, for as long.
 
@@ -537,14 +502,6 @@ class Worker:
             tries = self.heartbeat.tries
         self._lose(LeaseLost("the store does not answer", by_store=True))
 
-    async def _end_earlier_incarnations(self) -> None:
-        """Workers of this host whose process is gone: their leases need not run out first."""
-        for worker_id, boot, pid, started in await self.store.find_incarnations(host_name()):
-            if worker_id != self.worker_id and await asyncio.to_thread(is_gone, boot, pid, started):
-                freed = await self.store.rescue(worker_id, "its process is gone", forced=True)
-                logger.warning("worker %s died; %d runs freed", worker_id, freed)
-                self._wake.set()
-
     # --- steps ------------------------------------------------------------------------------
 
     def begin(self, steps: list[Step]) -> None:
@@ -553,7 +510,7 @@ class Worker:
             return
         memo = [step for step in steps if step.definition.memo is not None]
         if memo:
-            self._look_up_memos(memo)
+            self._memos.look_up(memo)
             steps = [step for step in steps if step.definition.memo is None]
         self.executor.submit(steps)
 
@@ -576,38 +533,6 @@ class Worker:
 
     def _local_failed(self, step: Step, error: bytes, wanted: bool) -> None:
         self.answers.failed(step, error, wanted, step.started_us, step.completed_us, 0)
-
-    # --- memos ------------------------------------------------------------------------------
-
-    def _look_up_memos(self, steps: list[Step]) -> None:
-        self._memo_steps += steps
-        self.answers.uses_memos = True
-        if self._memo_task is None:
-            self._memo_task = self.loop.create_task(self._answer_memos())
-
-    async def _answer_memos(self) -> None:
-        try:
-            while self._memo_steps:
-                await asyncio.sleep(0)  # all of this turn of the loop in one SELECT
-                steps, self._memo_steps = self._memo_steps, []
-                keys = [memo_key(step) for step in steps]
-                try:
-                    found = await self.store.find_memos(keys)
-                except Exception as error:
-                    logger.warning("memos are left aside: %s", error)
-                    found = {}
-                for step, key in zip(steps, keys, strict=True):
-                    if key in found:
-                        self.answers.answered_by_memo(step, found[key])
-                self.executor.submit(
-                    [
-                        step
-                        for step, key in zip(steps, keys, strict=True)
-                        if key not in found and not step.group.closed
-                    ]
-                )
-        finally:
-            self._memo_task = None
 
 
 def _restore(step: Step, stored: StoredStep) -> None:

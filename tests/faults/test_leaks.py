@@ -139,7 +139,7 @@ def entries(engine: Engine) -> dict[str, Any]:
         "resumed": executor._resumed,
         "ended": executor._ended,
         "inner": worker.answers._inner,
-        "memos": worker._memo_steps,
+        "memos": worker._memos.waiting,
         "bodies here": worker._local_place._tasks,
         "bodies in the pool": [s for link in worker.pool._links for s in link.steps],  # type: ignore[union-attr]
         "gates": [gate for gate in worker._gates.values() if gate.held],
