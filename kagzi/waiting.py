@@ -107,7 +107,8 @@ class Waiting:
                 except TimeoutError:
                     self._all = True
                 self._news.clear()
-                asked = list(self._waits if self._all else self._new)
+                looked_at = self._waits if self._all else self._new
+                asked = [run_id for run_id in looked_at if not self._is_held(run_id)]
                 self._all, self._new = False, set()
                 for start in range(0, len(asked), MOST):
                     await self._look(asked[start : start + MOST])
