@@ -48,6 +48,7 @@ ROWS = [
         "scheduling",
     },
     {"context", "engine.work", "engine.executor"},
+    {"groups"},
     {"relations", "mapping"},
     {"pool.pool"},
     {"pool.child", "pool.link"},
