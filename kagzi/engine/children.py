@@ -115,9 +115,10 @@ class Children:
         wait = self._waits.get(child_id)
         if wait is None:
             wait = self._waits[child_id] = self._loop.create_future()
+        await patiently(self.look)
+        # Not before: parked without that look, the run would not hear of an end that is no news.
         self.waiting.add(step.id)
         try:
-            await patiently(self.look)
             self._changed()
             status, output, error = await asyncio.shield(wait)
         finally:

@@ -53,6 +53,11 @@ class Inbox:
         """Whether anybody waits."""
         return bool(self._waits)
 
+    @property
+    def is_read(self) -> bool:
+        """Whether what was sent before the run was claimed is known: no news tells of that."""
+        return self._known is not None
+
     def enter(self, wait: EventWait) -> None:
         self._waits.setdefault(wait.topic, deque()).append(wait)
         if self._known is None:
@@ -94,11 +99,7 @@ class Inbox:
 
 
 class EventWait(Work):
-    """A wait for one event of a topic.
-
-    Attributes:
-        durable: What it needs to be taken up again is committed, so the run may be parked.
-    """
+    """A wait for one event of a topic."""
 
     def __init__(
         self,
@@ -112,7 +113,7 @@ class EventWait(Work):
     ) -> None:
         super().__init__(home, scope, path)
         self.topic = topic
-        self.durable = False
+        self._entered = False
         self._row = TimeRow(home, scope, path, EVENT, [topic, seconds])
         self._until = TimeRow(home, scope, f"{path}/until", EVENT_UNTIL, seconds)
         self._seconds = seconds
@@ -120,6 +121,11 @@ class EventWait(Work):
         self._inbox = inbox
         self._timer: Any = None
         self._moment: datetime | None = None
+
+    @property
+    def durable(self) -> bool:
+        """What it needs to be taken up again is committed, and it has looked: parking is safe."""
+        return self._entered and self._inbox.is_read
 
     def begin(self) -> None:
         stored = self._row.recorded()
@@ -158,7 +164,7 @@ class EventWait(Work):
     def _enter(self) -> None:
         if self.ended or self.closed:
             return
-        self.durable = True
+        self._entered = True
         if self._moment is not None:
             left_s = max(0.0, self._clock.seconds_until(self._moment))
             self._timer = self.home.set_timer(left_s, self._expire, self._moment)

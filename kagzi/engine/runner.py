@@ -234,6 +234,7 @@ class LiveRun:
                     return
         finally:
             self._hearing = None
+            self.settle_down()
 
     async def _look(self) -> None:
         """Read events, then ends of children: both are newer than the news that is noted."""
