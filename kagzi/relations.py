@@ -22,11 +22,13 @@ class ChildHandle(Generic[T]):
     """A child run, as its parent sees it.
 
     Attributes:
-        run_id: The database's id, as text.
+        id: Its external id: the one it was started with, else one made of the parent's.
+        run_id: The database's id.
         workflow: Full name of its workflow.
     """
 
-    def __init__(self, relations: Relations, workflow: Workflow[..., T], run_id: str) -> None:
+    def __init__(self, relations: Relations, workflow: Workflow[..., T], ids: str) -> None:
+        run_id, _, self.id = ids.partition(" ")
         self._relations = relations
         self._workflow = workflow
         self.run_id = UUID(run_id)
@@ -42,7 +44,7 @@ class ChildHandle(Generic[T]):
         return self._relations._begin(call)
 
     def __repr__(self) -> str:
-        return f"<child run {self.run_id} of {self.workflow}>"
+        return f"<child run {self.id!r} of {self.workflow}>"
 
 
 class Relations(ContextBase):
@@ -93,7 +95,7 @@ class Relations(ContextBase):
     ) -> StepFuture[ChildHandle[T]]:
         """Start another workflow; awaits to its handle as soon as the start is durable."""
         call = _child(workflow, "start", args, kwargs, id, priority, on_parent_cancel)
-        return self._begin(call, lambda run_id: ChildHandle(self, workflow, run_id))
+        return self._begin(call, lambda ids: ChildHandle(self, workflow, ids))
 
     def _begin(self, call: Call[Any], shape: Any = None) -> StepFuture[Any]:
         scope = self._host.scope()

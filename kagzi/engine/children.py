@@ -61,8 +61,8 @@ class Children:
     def in_use(self) -> bool:
         return bool(self._waits)
 
-    async def start(self, step: Step) -> UUID:
-        """Start the child of a step, or find it. Durable on return."""
+    async def start(self, step: Step) -> tuple[UUID, str]:
+        """Start the child of a step, or find it; both its ids. Durable on return."""
         definition: ChildDefinition = step.definition
         workflow = definition.workflow
         options: ChildOptions = getattr(step.extra, "child", None) or ChildOptions()
@@ -93,11 +93,11 @@ class Children:
         if faultpoints.reach is not None:
             faultpoints.reach("child.after")
         self._started()
-        return child_id
+        return child_id, external_id
 
     async def run(self, step: Step) -> bytes:
         """Start a step's child and wait for its output; nobody waiting any more cancels it."""
-        child_id = await self.start(step)
+        child_id, _ = await self.start(step)
         try:
             return await self.output_of(step, child_id)
         except asyncio.CancelledError:

@@ -367,7 +367,8 @@ class LiveRun:
         step = self.scope().owner
         definition: ChildDefinition = step.definition
         if definition.mode == "start":
-            return str(await self.children.start(step))
+            child, external_id = await self.children.start(step)
+            return f"{child} {external_id}"
         if definition.mode == "run":
             output = await self.children.run(step)
         else:

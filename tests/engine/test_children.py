@@ -55,7 +55,7 @@ async def grandparent(ctx: Context, folder: str, gate: str = "") -> str:
 @kagzi.workflow
 async def starts_and_goes_on(ctx: Context, folder: str) -> list[str]:
     handle = await ctx.start_child(child, folder, "b", "go", id=f"b of {folder}")
-    await ctx.step(steps.note, folder, f"started {handle.run_id}")
+    await ctx.step(steps.note, folder, f"started {handle.id}")
     return [await handle.result(), await handle.result()]
 
 
@@ -86,6 +86,7 @@ async def test_children_in_a_group_give_results_in_order(
 async def test_started_child_has_a_handle_and_its_own_id(engine: Engine, witness: Witness) -> None:
     handle = await engine.start(starts_and_goes_on, witness.folder)
     await until(lambda: any(e.startswith("started") for e in witness.entries))
+    assert f"started b of {witness.folder}" in witness.entries
     witness.open("go")
     assert await handle.result(PATIENCE_S) == ["B", "B"]
     assert await (await engine.client.get(f"b of {witness.folder}")).result(PATIENCE_S) == "B"
