@@ -379,14 +379,13 @@ class Trial:
             writer.close()
 
     async def strike(self, actor: WorkerActor) -> None:
-        """Do it, once; then another worker is there to go on."""
-        if self._hit:
+        """Do it, once, while there are runs; then another worker is there to go on."""
+        if self._hit or self._ending:
             return
         self._hit = True
         if await VICTIMS[self.plan.victim](self, actor):
             self.report.faults.append(f"{self.plan.victim} at {self.plan.point}")
-        if not self._ending:
-            self.later(self.start_worker())
+        self.later(self.start_worker())
 
     def later(self, action: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.ensure_future(action)
@@ -428,7 +427,12 @@ class Trial:
 
     async def _settle(self) -> None:
         """Let the workers end, and judge."""
+        self._ending = True
         report, problems = self.report, self.report.problems
+        for task in list(self._tasks):
+            await asyncio.wait([task], timeout=5)
+        if self._hit:  # it may have come in the last moment
+            await self._until(self._is_over, 10)
         if self.client is not None and self.client.is_alive:
             problems.append("the client still waits")
             self.client.kill()
@@ -438,9 +442,6 @@ class Trial:
                 " WHERE status NOT IN ('completed', 'failed', 'cancelled')"
             )
             problems += [f"not ended: {row}" for row in rows]
-        for task in list(self._tasks):
-            await asyncio.wait([task], timeout=5)
-        self._ending = True
         for actor in self.workers:
             actor.end()
 
