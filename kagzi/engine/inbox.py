@@ -24,6 +24,7 @@ from kagzi.store.rows import StoredStep
 
 EVENT = "kagzi.event"
 EVENT_UNTIL = "kagzi.event.until"
+UNREAD_S = 0.05
 NO_EVENT = b"[null]"
 
 Load = Callable[[], Awaitable[tuple[int, list[tuple[int, str, bytes]]]]]
@@ -172,8 +173,12 @@ class EventWait(Work):
         self.home.settle_down()
 
     def _expire(self) -> None:
-        if not self.closed:
+        if self.closed:
+            return
+        if self._inbox.is_read:
             self._close(NO_EVENT)
+        else:  # what was sent in time, while nobody held the run, comes first
+            self._timer = self.home.set_timer(UNREAD_S, self._expire, self._moment)
 
     def _close(self, output: bytes) -> None:
         self.closed = True

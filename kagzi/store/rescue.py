@@ -39,6 +39,7 @@ class Connections(Protocol):
 
 async def rescue_from(store: Connections, worker_id: UUID, reason: str, forced: bool) -> int:
     """See `Store.rescue`."""
+    lost: StoreError | None = None  # the pool may hold several connections that were cut
     for _ in range(TRIES):
         try:
             return await _try(store, worker_id, reason, forced)
@@ -47,8 +48,12 @@ async def rescue_from(store: Connections, worker_id: UUID, reason: str, forced: 
         except psycopg.errors.QueryCanceled:
             pass  # meant for an earlier statement of this connection: a proxy brought it late
         except StoreError as error:
-            if not isinstance(error.__cause__, psycopg.errors.LockNotAvailable):
+            if error.__cause__ is None:  # no connection to be had, after a long wait
                 raise
+            if not isinstance(error.__cause__, psycopg.errors.LockNotAvailable):
+                lost = error
+    if lost is not None:
+        raise lost
     logger.warning("worker %s cannot be rescued from yet: its row is locked", worker_id)
     return 0
 

@@ -11,7 +11,7 @@ import pytest
 import kagzi
 from kagzi import Client, Context, RunHandle
 from kagzi.engine import children, runner
-from tests.fix_engine import PATIENCE_S
+from tests.fix_engine import PATIENCE_S, until
 
 
 @kagzi.workflow
@@ -69,6 +69,26 @@ async def test_event_sent_before_the_claim_is_heard_however_slow_the_store_is(
     await run.send("go", "early")
     store = SlowStore(monkeypatch, runner, "load_events")
     await try_to_park(client, run, store)
+
+
+@kagzi.workflow
+async def waits_shortly(ctx: Context) -> str:
+    return str(await ctx.wait_event("go", timeout=0.01))
+
+
+async def test_event_that_was_sent_in_time_comes_before_the_end_of_the_wait(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the time is up when the run looks for it."""
+    run = await client.start(waits_shortly)
+    await run.send("go", "early")
+    store = SlowStore(monkeypatch, runner, "load_events")
+    async with client.worker(processes=0, poll_s=0.05) as worker:
+        await store.asked.wait()
+        live = worker.runs[run.run_id]
+        await until(lambda: live.timers.next_s() is not None and live.timers.next_s() > 0.01)
+        store.open.set()
+        assert await run.result(PATIENCE_S) == "early"
 
 
 async def test_child_that_ended_before_the_claim_is_seen_however_slow_the_store_is(

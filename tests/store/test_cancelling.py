@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 from kagzi.cancelling import cancel_all
 from kagzi.store.connections import Connector
 from kagzi.store.store import Store
+from tests.fix_proxy import Proxy
 
 
 @pytest.fixture(autouse=True)
@@ -66,3 +68,18 @@ async def test_statement_ends_its_task_if_the_pool_of_connections_swallowed_a_ca
         await asyncio.wait([asking])
     assert asking.cancelled()
     assert await store.find_expired() == [], "its connection was given back"
+
+
+async def test_rescue_gets_through_although_every_connection_of_the_pool_was_cut(
+    proxy: Proxy,
+) -> None:
+    """They are found broken one by one; a worker that begins anew does not wait for each."""
+    store = Store(Connector(proxy.dsn))
+    await store.open()
+    try:
+        await asyncio.gather(*(store.find_expired() for _ in range(20)))
+        assert store.counts()["pool_size"] > 1
+        await proxy.cut_all()
+        assert await store.rescue(UUID(int=1), "a test") == 0
+    finally:
+        await store.close()
