@@ -23,7 +23,7 @@ from kagzi.worker import Worker
 from tests.engine.witness import Witness
 from tests.fix_db import Databases
 
-PATIENCE_S = 8.0
+PATIENCE_S = 20.0
 
 
 async def until(
