@@ -259,7 +259,8 @@ def _judge_writes(connection: psycopg.Connection[Any]) -> list[str]:
             continue
         if was in TERMINAL and status != was:
             problems.append(f"{run}: was {was}, and became {status}")
-        if owner is not None and owner in ended:
+        given = owner is not None and owners.get(run) != owner
+        if given and owner in ended:  # not: was told something while it was still held
             problems.append(f"{run}: was given to {owner}, whose lease had been ended")
         if epoch < epochs.get(run, 0):
             problems.append(f"{run}: its epoch went back")
