@@ -138,7 +138,7 @@ async def test_worker_killed_at_each_commit_in_turn_is_followed_by_one_that_repe
         await rows(dsn, "UPDATE kagzi.workflow_runs SET crash_count = 0")
 
     assert await result == programs.STORY
-    assert 5 <= len(moments) <= 30, "a story of some commits"
+    assert 8 <= len(moments) <= 30, "a story of some commits"
     for done, seen in moments:
         assert not done & set(story_witness.entries[seen:]), "committed, and run again"
     assert len(await committed(dsn)) == 79
