@@ -307,6 +307,8 @@ INPUT_STORED_BYTES: Final = 8192
 
 STEP_COLUMNS: Final[tuple[str, ...]]
 """Columns of `step_runs`, in the order in which both row builders write them."""
+STEP_FIELD_OIDS: Final[tuple[int, ...]]
+"""Type OID of each, for the parameters of the form for one step."""
 STEP_COLUMN_OIDS: Final[tuple[int, ...]]
 """Array type OID of each, for the parameters of the unnest form."""
 
@@ -328,6 +330,12 @@ def unnest_arrays(steps: Sequence[Step]) -> list[bytes]:
     Without steps, the empty array, of no dimension. Raises what `copy_rows` raises.
 
     Source: PostgreSQL source, array_recv: ndim, has-null flag, element OID, size, lower bound.
+    """
+
+def step_fields(step: Step) -> list[bytes | None]:
+    """The row of one step as binary values, one per column; None is NULL.
+
+    Raises what `copy_rows` raises.
     """
 
 def row_bytes(step: Step) -> int:

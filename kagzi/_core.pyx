@@ -1152,6 +1152,7 @@ _COLUMNS = (
     ("process_id", INT4),
 )
 STEP_COLUMNS = tuple(name for name, _ in _COLUMNS)
+STEP_FIELD_OIDS = tuple(oid for _, oid in _COLUMNS)
 STEP_COLUMN_OIDS = tuple(_ARRAY_OIDS[oid] for _, oid in _COLUMNS)
 
 cdef uint32_t element_oids[COLUMNS]
@@ -1359,6 +1360,24 @@ def unnest_arrays(steps):
     for index in range(count):
         put_fields(step_at(steps, index), to, 1)
     return arrays
+
+
+def step_fields(Step step not None):
+    cdef Py_ssize_t sizes[COLUMNS]
+    cdef bytes row = PyBytes_FromStringAndSize(NULL, measure(step, sizes) - 2)
+    cdef char* to = PyBytes_AS_STRING(row)
+    cdef const char* field = to
+    cdef int column
+    cdef list fields = []
+    put_fields(step, &to, 0)
+    for column in range(COLUMNS):
+        field += 4
+        if sizes[column] < 0:
+            fields.append(None)
+        else:
+            fields.append(PyBytes_FromStringAndSize(field, sizes[column]))
+            field += sizes[column]
+    return fields
 
 
 def hash_input(str function not None, bytes input not None):

@@ -461,6 +461,7 @@ COLUMNS = (
 )
 STEP_COLUMNS = tuple(column[0] for column in COLUMNS)
 STEP_COLUMN_OIDS = tuple(column[1] for column in COLUMNS)
+STEP_FIELD_OIDS = tuple(column[2] for column in COLUMNS)
 
 
 def with_length(field):
@@ -490,6 +491,10 @@ def unnest_arrays(steps):
             array += struct.pack(">ii", len(fields), 1)
         arrays.append(array + b"".join(with_length(field) for field in fields))
     return arrays
+
+
+def step_fields(step):
+    return [write(value(step)) for _, _, _, write, value in COLUMNS]
 
 
 def hash_input(function, input):  # noqa: A002

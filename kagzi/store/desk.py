@@ -7,19 +7,68 @@ gather for the next. A run that a worker of this program can have is inserted as
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 from uuid import UUID
 
+import psycopg
+
 from kagzi.errors import StoreUnavailable
+from kagzi.store.connections import cancellations, heed_cancellation, is_outage
+from kagzi.store.direct import DirectConnection
 from kagzi.store.starts import NewRun
+from kagzi.store.statements import (
+    BOOL_OID,
+    BOOLS,
+    BYTES,
+    BYTES_OID,
+    INT_OID,
+    INTS,
+    TEXT_OID,
+    TEXTS,
+    UUID_OID,
+    UUIDS,
+    Row,
+    Statement,
+    read_moment,
+)
 from kagzi.store.store import ClaimedRun, StartedRun, Store
+
+logger = logging.getLogger("kagzi.store")
 
 MOST = 500
 NOBODY = UUID(int=0)
+
+_ONE = {
+    "worker_id": UUID_OID,
+    "id": UUID_OID,
+    "external_id": TEXT_OID,
+    "workflow": TEXT_OID,
+    "version": TEXT_OID,
+    "priority": INT_OID,
+    "input": BYTES_OID,
+    "queue": TEXT_OID,
+    "queue_key": TEXT_OID,
+    "pinned": BOOL_OID,
+    "wanted": BOOL_OID,
+}
+_MANY = {
+    "worker_id": UUID_OID,
+    "ids": UUIDS,
+    "external_ids": TEXTS,
+    "workflows": TEXTS,
+    "versions": TEXTS,
+    "priorities": INTS,
+    "inputs": BYTES,
+    "queues": TEXTS,
+    "queue_keys": TEXTS,
+    "pinned": BOOLS,
+    "wanted": BOOLS,
+}
 
 
 class Taker(Protocol):
@@ -65,6 +114,10 @@ class Desk:
     def __init__(self, store: Store, takers: Callable[[], list[Taker]]) -> None:
         self._store = store
         self._takers = takers
+        connector = store.connector
+        self._direct = DirectConnection(connector, "kagzi-starts")
+        self._one = Statement("insert_start", store.queries["insert_start"], _ONE)
+        self._many = Statement("insert_starts", store.queries["insert_starts"], _MANY)
         self._waiting: deque[_Start] = deque()
         self._task: asyncio.Task[None] | None = None
 
@@ -96,6 +149,7 @@ class Desk:
         """Wait until what was taken in is written."""
         if self._task is not None:
             await asyncio.wait([self._task])
+        await self._direct.close()
 
     async def _write_all(self) -> None:
         starts: list[_Start] = []
@@ -115,6 +169,14 @@ class Desk:
             self._task = None
 
     async def _write(self, starts: list[_Start]) -> None:
+        try:
+            await self._direct.open()
+        except psycopg.Error as error:  # nothing was sent; the store waits for the server
+            logger.debug("starts go through the pool: %s", self._store.connector.explain(error))
+            for start in starts:
+                if not start.done.done():
+                    start.done.set_result(None)
+            return
         taker = max(self._takers(), key=lambda one: one.room_for_starts(), default=None)
         wanted = [False] * len(starts)
         if taker is not None:
@@ -146,39 +208,67 @@ class Desk:
     async def _insert(
         self, starts: list[_Start], wanted: list[bool], taker: Taker | None
     ) -> dict[UUID, tuple[bool, datetime]]:
+        """Those that were added: whether they are the taker's, and when that was."""
         worker_id = NOBODY if taker is None else taker.worker_id
+        sealer = self._store.connector.sealer
+        inputs = [start.run.payload for start in starts]
+        if sealer is not None:
+            inputs = [sealer.seal(payload) for payload in inputs]
         if len(starts) == 1:
             start = starts[0]
-            rows = await self._store.rows(
-                "insert_start",
+            rows = await self._execute(
+                self._one,
                 worker_id=worker_id,
                 id=start.run.run_id,
                 external_id=start.run.external_id,
                 workflow=start.workflow,
                 version=start.version,
                 priority=start.priority,
-                input=start.run.payload,
+                input=inputs[0],
                 queue=start.queue,
                 queue_key=start.run.queue_key,
                 pinned=start.pinned,
                 wanted=wanted[0],
             )
-            return {row[0]: (row[1], row[2]) for row in rows}
-        rows = await self._store.rows(
-            "insert_starts",
-            worker_id=worker_id,
-            ids=[start.run.run_id for start in starts],
-            external_ids=[start.run.external_id for start in starts],
-            workflows=[start.workflow for start in starts],
-            versions=[start.version for start in starts],
-            priorities=[start.priority for start in starts],
-            inputs=[start.run.payload for start in starts],
-            queues=[start.queue for start in starts],
-            queue_keys=[start.run.queue_key for start in starts],
-            pinned=[start.pinned for start in starts],
-            wanted=wanted,
-        )
-        return {row[0]: (row[1], row[2]) for row in rows}
+        else:
+            rows = await self._execute(
+                self._many,
+                worker_id=worker_id,
+                ids=[start.run.run_id for start in starts],
+                external_ids=[start.run.external_id for start in starts],
+                workflows=[start.workflow for start in starts],
+                versions=[start.version for start in starts],
+                priorities=[start.priority for start in starts],
+                inputs=inputs,
+                queues=[start.queue for start in starts],
+                queue_keys=[start.run.queue_key for start in starts],
+                pinned=[start.pinned for start in starts],
+                wanted=wanted,
+            )
+        return {
+            UUID(bytes=run_id): (held == b"\1", read_moment(at))
+            for run_id, held, at in rows
+            if run_id is not None and at is not None
+        }
+
+    async def _execute(self, statement: Statement, **values: Any) -> list[Row]:
+        """Once: its outcome may be unknown, which an error with a cause says.
+
+        Raises:
+            StoreUnavailable: As `Store.rows`.
+        """
+        before = cancellations()
+        try:
+            return await self._direct.execute(statement, statement.encode(values))
+        except psycopg.Error as error:
+            heed_cancellation(before)
+            if not is_outage(error):
+                raise
+            await self._direct.close()
+            raise self._store.connector.unavailable(error) from error
+        except BaseException:  # in the midst of an exchange
+            await self._direct.close()
+            raise
 
 
 def _fail(starts: list[_Start], error: BaseException) -> None:
@@ -186,7 +276,7 @@ def _fail(starts: list[_Start], error: BaseException) -> None:
     for start in starts:
         if start.done.done():
             continue
-        if isinstance(error, StoreUnavailable) and error.__cause__ is not None:
+        if isinstance(error, StoreUnavailable):
             start.done.set_result(None)
         elif isinstance(error, Exception):
             start.done.set_exception(error)

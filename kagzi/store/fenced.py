@@ -1,9 +1,10 @@
 """A worker's fenced connection: commits batches, each in one transaction behind the fence.
 
-Two forms, by size: up to `UNNEST_MOST` steps one prepared INSERT over arrays, above that binary
-COPY with its BEGIN, fence and COMMIT in one message; never more than five statements. After a
-connection is lost while a commit is under way nobody knows its outcome: the batch is sent again in
-the first form, which changes nothing that is there already, and what was there is read back.
+Three forms, by size: a step or run that stands alone by a statement of its own; up to `UNNEST_MOST`
+steps by one prepared INSERT over arrays; above that by binary COPY with its BEGIN, fence and COMMIT
+in one message. Never more than five statements. After a connection is lost while a commit is under
+way nobody knows its outcome: the batch is sent again in the form over arrays, which changes nothing
+that is there already, and what was there is read back.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Generator
-from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -19,28 +19,25 @@ import psycopg
 from psycopg import generators, pq
 
 from kagzi import faultpoints
-from kagzi._core import STEP_COLUMN_OIDS, STEP_COLUMNS, Step, copy_rows, unnest_arrays
+from kagzi._core import STEP_COLUMNS, Step, copy_rows
 from kagzi.errors import LeaseLost
-from kagzi.payloads import Sealer
 from kagzi.store.checkpoints import ContentRefused
 from kagzi.store.connections import Connector, cancellations, heed_cancellation, is_outage
+from kagzi.store.direct import DirectConnection
+from kagzi.store.forms import (
+    Values,
+    is_relaxed,
+    make_statements,
+    rows_values,
+    run_values,
+    step_values,
+    steps_values,
+)
 from kagzi.store.history import History
 from kagzi.store.queries import load_queries
-from kagzi.store.rows import Batch, MemoRow, StoredStep
+from kagzi.store.rows import Batch, StoredStep
 from kagzi.store.sealing import sealed_steps
-from kagzi.store.statements import (
-    BOOL_OID,
-    BYTES,
-    FLOATS,
-    INTS,
-    TEXTS,
-    TIMES,
-    UUID_OID,
-    UUIDS,
-    Statement,
-    binary_array,
-    raise_failure,
-)
+from kagzi.store.statements import Row, raise_failure, read_counts
 
 logger = logging.getLogger("kagzi.store")
 
@@ -63,7 +60,7 @@ class FencedConnection:
     ) -> None:
         self._connector = connector
         self._worker_id = worker_id
-        self._history = history
+        self._direct = DirectConnection(connector, f"kagzi:{worker_id}", history)
         self._queries = load_queries(connector.schema)
         columns = ", ".join(STEP_COLUMNS)
         schema = connector.quoted_schema
@@ -72,13 +69,7 @@ class FencedConnection:
             f"SELECT {schema}.hold_fence('{worker_id}'); "  # noqa: S608
             f"COPY {schema}.step_runs ({columns}) FROM STDIN (FORMAT binary)"
         ).encode()
-        types = _parameter_types()
-        self._statements = {
-            name: Statement(name, self._queries[name], types)
-            for name in ("write_steps", "write_rows")
-        }
-        self._prepared: set[str] | None = None if connector.is_pooled else set()
-        self._connection: psycopg.AsyncConnection[Any] | None = None
+        self._statements = make_statements(self._queries)
         self.statements = 0
 
     async def write(self, batch: Batch) -> list[tuple[Step, StoredStep]]:
@@ -95,11 +86,10 @@ class FencedConnection:
         failures, before = 0, cancellations()
         while True:
             try:
-                if self._connection is None:
-                    self._connection = await self._connect()
+                connection = await self._direct.open()
                 if faultpoints.reach is not None:
                     faultpoints.reach("batch.before")
-                stored = await self._send(self._connection, batch, careful)
+                stored = await self._send(connection, batch, careful)
                 if faultpoints.reach is not None:
                     faultpoints.reach("batch.after")
                 return stored
@@ -128,22 +118,8 @@ class FencedConnection:
                 failures += 1
                 await asyncio.sleep(pause_s)
 
-    async def _connect(self) -> psycopg.AsyncConnection[Any]:
-        connection = await self._connector.connect(application_name=f"kagzi:{self._worker_id}")
-        try:
-            if self._history is not None:
-                await self._history.check(connection)
-            await self._connector.plan_once(connection)
-        except BaseException:
-            await connection.close()
-            raise
-        return connection
-
     async def close(self) -> None:
-        connection, self._connection = self._connection, None
-        self._prepared = None if self._connector.is_pooled else set()
-        if connection is not None:
-            await connection.close()
+        await self._direct.close()
 
     # --- one transaction --------------------------------------------------------------------
 
@@ -151,6 +127,8 @@ class FencedConnection:
         self, connection: psycopg.AsyncConnection[Any], batch: Batch, careful: bool
     ) -> list[tuple[Step, StoredStep]]:
         steps = batch.steps
+        if await self._write_alone(batch):
+            return []
         if not careful and len(steps) > UNNEST_MOST and not batch.removes:
             alone = batch.only_steps
             if faultpoints.reach is not None:
@@ -160,15 +138,15 @@ class FencedConnection:
                 if faultpoints.reach is not None:
                     faultpoints.reach("copy.after")
                 await self._write_rows(connection, "write_rows", [], batch)
-                await self._execute(connection, "COMMIT")
+                await self._say(connection, "COMMIT")
             return []
         if batch.removes:
-            await self._execute(connection, "BEGIN")
+            await self._say(connection, "BEGIN")
         name = "write_steps" if batch.only_steps else "write_rows"
         inserted = await self._write_rows(connection, name, steps, batch)
         if batch.removes:
             await self._remove(connection, batch)
-            await self._execute(connection, "COMMIT")
+            await self._say(connection, "COMMIT")
         if inserted < len(steps):
             return await self._read_back(connection, steps)
         return []
@@ -176,6 +154,15 @@ class FencedConnection:
     def _sealed(self, steps: list[Step]) -> list[Step]:
         sealer = self._connector.sealer
         return steps if sealer is None else sealed_steps(steps, sealer)
+
+    async def _write_alone(self, batch: Batch) -> bool:
+        """Write what stands alone. False: it does not, or there is more to it than a new row."""
+        if batch.only_steps and len(batch.steps) == 1 and not is_relaxed(batch.steps):
+            return bool(await self._execute("write_step", step_values(*self._sealed(batch.steps))))
+        if batch.only_runs and len(batch.runs) == 1:
+            values = run_values(batch.runs[0], self._connector.sealer)
+            return bool(await self._execute("write_run", values))
+        return False
 
     async def _write_rows(
         self,
@@ -185,24 +172,22 @@ class FencedConnection:
         batch: Batch,
     ) -> int:
         """Execute `write_steps` or `write_rows`; how many steps were inserted."""
-        values = {"worker_id": self._worker_id.bytes}
-        for place, array in enumerate(unnest_arrays(self._sealed(steps))):
-            values[f"s{place}"] = array
+        values = steps_values(self._sealed(steps))
         if name == "write_rows":
-            _add_rows(values, batch, self._connector.sealer)
+            values.update(rows_values(batch, self._connector.sealer))
         else:
-            values["relaxed"] = b"\1" if _is_relaxed(steps) else b"\0"
-        self.statements += 1
-        statement = self._statements[name]
-        async with connection.lock:
-            fence, inserted, released = await connection.wait(
-                statement.messages(connection, values, self._prepared)
-            )
+            values["relaxed"] = b"\1" if is_relaxed(steps) else b"\0"
+        fence, inserted, released = read_counts(await self._execute(name, values))
         if fence == 0:
             raise LeaseLost(f"the lease of worker {self._worker_id} was ended by another worker")
         if name == "write_rows" and released < len(batch.runs):
             await self._check_released(connection, batch)
         return inserted
+
+    async def _execute(self, name: str, values: Values) -> list[Row]:
+        self.statements += 1
+        values["worker_id"] = self._worker_id.bytes
+        return await self._direct.execute(self._statements[name], values)
 
     async def _check_released(self, connection: psycopg.AsyncConnection[Any], batch: Batch) -> None:
         """Runs not released now were released by a commit whose answer was lost, or taken."""
@@ -236,7 +221,7 @@ class FencedConnection:
             }
             await connection.execute(self._queries["drop_paths"], parameters)
 
-    async def _execute(self, connection: psycopg.AsyncConnection[Any], statement: str) -> None:
+    async def _say(self, connection: psycopg.AsyncConnection[Any], statement: str) -> None:
         self.statements += 1
         await connection.execute(statement.encode())
 
@@ -256,17 +241,16 @@ class FencedConnection:
     ) -> None:
         self.statements += 4 if commit else 3
         begin = b"BEGIN; "
-        if commit and _is_relaxed(steps):
+        if commit and is_relaxed(steps):
             begin += b"SET LOCAL synchronous_commit = off; "
         start = begin + self._copy_start + (b"; COMMIT" if commit else b"")
         data = copy_rows(self._sealed(steps))
-        async with connection.lock:
-            await connection.wait(_copy_messages(connection, start, data))
+        await self._direct.wait(_copy_messages(connection, start, data))
 
     async def _rollback(self) -> None:
-        if self._connection is not None:
+        if self._direct.current is not None:
             try:
-                await self._connection.rollback()
+                await self._direct.current.rollback()
             except psycopg.Error:
                 await self.close()
 
@@ -294,113 +278,3 @@ def _copy_messages(
         yield psycopg.waiting.Wait.W
     results = yield from generators.execute(pgconn)
     raise_failure(results)
-
-
-def _is_relaxed(steps: list[Step]) -> bool:
-    """Whether every one of these may be lost with the server."""
-    definition = steps[0].definition if steps else None
-    if definition is None or not definition.relaxed:
-        return False
-    return all(step.definition is not None and step.definition.relaxed for step in steps)
-
-
-def _add_rows(values: dict[str, bytes], batch: Batch, sealer: Sealer | None) -> None:
-    """Parameters of `write_rows` but for the steps: one array per column."""
-    marks = batch.marks
-    # Runs that computed one key at once: ON CONFLICT must not meet it twice, and the first stays.
-    memos = {memo.key: memo for memo in reversed(batch.memos)}
-    tables: tuple[tuple[str, list[Any], _Columns], ...] = (
-        ("a", batch.attempts, _ATTEMPT_COLUMNS),
-        ("g", batch.groups, _GROUP_COLUMNS),
-        ("r", batch.runs, _RUN_COLUMNS),
-        ("v", [mark for mark in marks if not mark.of_group], _MARK_COLUMNS),
-        ("w", [mark for mark in marks if mark.of_group], _MARK_COLUMNS),
-        ("m", [_memo_columns(memo) for memo in memos.values()], _MEMO_COLUMNS),
-    )
-    for letter, rows, columns in tables:
-        for place, (column, oid) in enumerate(columns):
-            column_values = [getattr(row, column) for row in rows]
-            if sealer is not None and oid == BYTES:
-                change = sealer.codec.digest if column == "key" else sealer.seal
-                column_values = [None if one is None else change(one) for one in column_values]
-            values[f"{letter}{place}"] = binary_array(oid, column_values)
-
-
-def _memo_columns(memo: MemoRow) -> Any:
-    step = memo.step
-    return SimpleNamespace(
-        key=memo.key,
-        function=step.function,
-        output=step.output,
-        run_id=UUID(bytes=step.run_id),
-        lifetime_s=memo.lifetime_s,
-    )
-
-
-_Columns = tuple[tuple[str, int], ...]
-
-_ATTEMPT_COLUMNS: _Columns = (
-    ("run_id", UUIDS),
-    ("step_id", TEXTS),
-    ("attempt", INTS),
-    ("started_at", TIMES),
-    ("completed_at", TIMES),
-    ("error", BYTES),
-    ("process_id", INTS),
-    ("retry_at", TIMES),
-)
-_GROUP_COLUMNS: _Columns = (
-    ("run_id", UUIDS),
-    ("path", TEXTS),
-    ("id", UUIDS),
-    ("kind", TEXTS),
-    ("size", INTS),
-    ("strategy", TEXTS),
-    ("group_limit", INTS),
-    ("parent_step_id", TEXTS),
-    ("decision", TEXTS),
-    ("decided_index", INTS),
-    ("cached", INTS),
-    ("succeeded", INTS),
-    ("failed", INTS),
-    ("started_at", TIMES),
-    ("completed_at", TIMES),
-    ("wall_s", FLOATS),
-    ("steps_s", FLOATS),
-    ("longest_s", FLOATS),
-    ("call_number", INTS),
-    ("completed_number", INTS),
-)
-_RUN_COLUMNS: _Columns = (
-    ("run_id", UUIDS),
-    ("epoch", INTS),
-    ("status", TEXTS),
-    ("output", BYTES),
-    ("error", BYTES),
-    ("wake_at", TIMES),
-    ("news", INTS),
-)
-_MARK_COLUMNS: _Columns = (("run_id", UUIDS), ("path", TEXTS), ("number", INTS))
-_MEMO_COLUMNS: _Columns = (
-    ("key", BYTES),
-    ("function", TEXTS),
-    ("output", BYTES),
-    ("run_id", UUIDS),
-    ("lifetime_s", FLOATS),
-)
-
-
-def _parameter_types() -> dict[str, int]:
-    """Type of each parameter of the two statements, by its name."""
-    types = {"worker_id": UUID_OID, "relaxed": BOOL_OID}
-    types.update({f"s{place}": oid for place, oid in enumerate(STEP_COLUMN_OIDS)})
-    for letter, columns in (
-        ("a", _ATTEMPT_COLUMNS),
-        ("g", _GROUP_COLUMNS),
-        ("r", _RUN_COLUMNS),
-        ("v", _MARK_COLUMNS),
-        ("w", _MARK_COLUMNS),
-        ("m", _MEMO_COLUMNS),
-    ):
-        types.update({f"{letter}{place}": oid for place, (_, oid) in enumerate(columns)})
-    return types

@@ -136,6 +136,11 @@ class Batch:
         )
 
     @property
+    def only_runs(self) -> bool:
+        others = (self.steps, self.attempts, self.groups, self.memos, self.marks)
+        return not (any(others) or self.removes)
+
+    @property
     def removes(self) -> bool:
         """Whether it takes statements of its own to remove rows."""
         return bool(self.clears or self.drops)

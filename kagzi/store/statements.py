@@ -9,7 +9,7 @@ Source: PostgreSQL manual, "Extended Query"; PostgreSQL source, array_recv, time
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from struct import Struct
 from typing import Any
@@ -27,23 +27,46 @@ _POSTGRES_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _NULL = _I4.pack(-1)
 
-UUID_OID, BOOL_OID = 2950, 16
-UUIDS, TEXTS, INTS, FLOATS, BYTES, TIMES = 2951, 1009, 1007, 1022, 1001, 1185
+UUID_OID, TEXT_OID, INT_OID, BYTES_OID, TIME_OID, BOOL_OID = 2950, 25, 23, 17, 1184, 16
+FLOAT_OID = 701
+UUIDS, TEXTS, INTS, FLOATS, BYTES, TIMES, BOOLS = 2951, 1009, 1007, 1022, 1001, 1185, 1000
 
-# By the array's OID: the element's, and how one is written.
-_ELEMENTS: dict[int, tuple[int, Callable[[Any], bytes]]] = {
-    UUIDS: (2950, lambda value: value.bytes),
-    TEXTS: (25, lambda value: value.encode()),
-    INTS: (23, _I4.pack),
-    FLOATS: (701, _F8.pack),
-    BYTES: (17, bytes),
-    TIMES: (1184, lambda value: _I8.pack((value - _POSTGRES_EPOCH) // _MICROSECOND)),
+Row = list[bytes | None]
+
+# By the array's OID: the element's.
+ELEMENT_OIDS = {
+    UUIDS: UUID_OID,
+    TEXTS: TEXT_OID,
+    INTS: INT_OID,
+    FLOATS: FLOAT_OID,
+    BYTES: BYTES_OID,
+    TIMES: TIME_OID,
+    BOOLS: BOOL_OID,
 }
+_WRITERS: dict[int, Callable[[Any], bytes]] = {
+    UUID_OID: lambda value: value.bytes,
+    TEXT_OID: lambda value: value.encode(),
+    INT_OID: _I4.pack,
+    FLOAT_OID: _F8.pack,
+    BYTES_OID: bytes,
+    TIME_OID: lambda value: _I8.pack((value - _POSTGRES_EPOCH) // _MICROSECOND),
+    BOOL_OID: lambda value: b"\1" if value else b"\0",
+}
+
+
+def binary_value(oid: int, value: Any) -> bytes | None:
+    """A value of a type, or a list of them for the type's array; None becomes NULL."""
+    if value is None:
+        return None
+    if oid in ELEMENT_OIDS:
+        return binary_array(oid, value)
+    return _WRITERS[oid](value)
 
 
 def binary_array(oid: int, values: Sequence[Any]) -> bytes:
     """A one-dimensional array; None becomes NULL."""
-    element_oid, write = _ELEMENTS[oid]
+    element_oid = ELEMENT_OIDS[oid]
+    write = _WRITERS[element_oid]
     if not values:
         return _EMPTY.pack(0, 0, element_oid)
     parts = [_HEAD.pack(1, None in values, element_oid, len(values), 1)]
@@ -54,6 +77,17 @@ def binary_array(oid: int, values: Sequence[Any]) -> bytes:
             data = write(value)
             parts += (_I4.pack(len(data)), data)
     return b"".join(parts)
+
+
+def read_moment(data: bytes) -> datetime:
+    """A timestamptz."""
+    moment: datetime = _POSTGRES_EPOCH + _I8.unpack(data)[0] * _MICROSECOND
+    return moment
+
+
+def read_counts(rows: Sequence[Row]) -> list[int]:
+    """A row of bigints that are not NULL."""
+    return [_I8.unpack(value)[0] for value in rows[0] if value is not None]
 
 
 class Statement:
@@ -78,10 +112,10 @@ class Statement:
     def messages(
         self,
         connection: psycopg.AsyncConnection[Any],
-        values: dict[str, bytes],
+        values: Mapping[str, bytes | None],
         known: set[str] | None,
-    ) -> Generator[Any, Any, list[int]]:
-        """Prepare it, unless it is `known` to the server, and execute it; its row of bigints.
+    ) -> Generator[Any, Any, list[Row]]:
+        """Prepare it, unless it is `known` to the server, and execute it; its rows, in binary.
 
         With `known` None it is sent whole each time: the next backend may be another one. For
         `AsyncConnection.wait`, under the connection's lock.
@@ -101,12 +135,17 @@ class Statement:
         results = yield from generators.execute(pgconn)
         raise_failure(results)
         result = results[-1]
-        row = []
-        for column in range(result.nfields):
-            value = result.get_value(0, column)
-            assert value is not None, "counts are not NULL"
-            row.append(_I8.unpack(value)[0])
-        return row
+        columns = range(result.nfields)
+        return [
+            [result.get_value(row, column) for column in columns] for row in range(result.ntuples)
+        ]
+
+    def encode(self, values: Mapping[str, Any]) -> dict[str, bytes | None]:
+        """Values by parameter, as `messages` takes them."""
+        return {
+            name: binary_value(oid, values[name])
+            for name, oid in zip(self.names, self._oids, strict=True)
+        }
 
 
 def raise_failure(results: Sequence[Any]) -> None:

@@ -51,7 +51,7 @@ FROZEN = {"program": "group", "point": "batch.before", "victim": "freeze", "runs
 
 def no_fence() -> None:
     """Writes do not look at the worker's row."""
-    for name in ("write_steps", "write_rows"):
+    for name in ("write_step", "write_run", "write_steps", "write_rows"):
         _rewrite(name, r"AND status <> 'ended' FOR SHARE", "")
     plain = FencedConnection.__init__
 
@@ -77,13 +77,12 @@ def blind_resend() -> None:
     """After an unknown outcome rows are sent as if they were new, and those refused as failed."""
     for name in ("write_steps", "write_rows"):
         _rewrite(name, r"(%\(s16\)s\) AS s\s+)ON CONFLICT DO NOTHING", r"\1")
+    _rewrite("write_step", r"ON CONFLICT DO NOTHING", "")
 
     async def write(self: FencedConnection, batch: Any) -> Any:
         while True:
             try:
-                if self._connection is None:
-                    self._connection = await self._connect()
-                return await self._send(self._connection, batch, False)
+                return await self._send(await self._direct.open(), batch, False)
             except psycopg.Error as error:
                 if is_outage(error):
                     await self.close()

@@ -100,7 +100,7 @@ async def test_nothing_that_is_logged_or_shown_holds_the_password(
             fenced = worker._fenced
             await fenced.write(batch_of([settled("a", worker_id=worker.worker_id)]))
             shown += [repr(thing) for thing in (client, worker, store, store.connector, fenced)]
-            shown += [repr(store._pool), str(store.counts()), repr(fenced._connection)]
+            shown += [repr(store._pool), str(store.counts()), repr(fenced._direct.current)]
             proxy.refusing = True
             await proxy.cut_all()
             writing = asyncio.ensure_future(fenced.write(batch_of([settled("b")])))

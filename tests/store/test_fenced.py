@@ -513,11 +513,10 @@ Weaken = Callable[[str], str]
 
 
 async def weaken(dsn: str, change: Weaken, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Change the fence in both forms."""
+    """Change the fence in all forms."""
     queries = load_queries("kagzi")
     changed = {
-        name: change(text) if name in ("write_steps", "write_rows") else text
-        for name, text in queries.items()
+        name: change(text) if name.startswith("write_") else text for name, text in queries.items()
     }
     monkeypatch.setattr(fenced, "load_queries", lambda _: changed)
     source = await value(dsn, "SELECT pg_get_functiondef('kagzi.hold_fence(uuid)'::regprocedure)")
@@ -541,7 +540,7 @@ async def paused_write(
 ) -> tuple[asyncio.Task[Any], Callable[[], Any]]:
     """A write that has passed the fence and not committed, and how to let it go on."""
     dsn = store.connector.conninfo()
-    steps = settled_many(100 if form == "copy" else 10)
+    steps = settled_many({"copy": 100, "unnest": 10, "alone": 1}[form])
     if form == "copy":
         reached, going = asyncio.Event(), asyncio.Event()
 
@@ -564,8 +563,8 @@ async def paused_write(
     await rival.execute(
         "INSERT INTO kagzi.step_runs (run_id, step_id, function, status, input_hash, attempts,"
         " started_at, completed_at, call_number, completed_number, worker_id, process_id)"
-        " VALUES (%s, 's/9', '', '', '', 1, now(), now(), 1, 1, %s, 0)",
-        [UUID(bytes=steps[0].run_id), worker_id],
+        " VALUES (%s, %s, '', '', '', 1, now(), now(), 1, 1, %s, 0)",
+        [UUID(bytes=steps[-1].run_id), steps[-1].id, worker_id],
     )
     task = asyncio.ensure_future(write_once(proxy.dsn, worker_id, steps))
     waiting = (
@@ -586,7 +585,7 @@ async def write_once(dsn: str, worker_id: UUID, steps: list[Any]) -> Any:
         return await connection.write(batch_of(steps))
 
 
-@pytest.mark.parametrize("form", ["unnest", "copy"])
+@pytest.mark.parametrize("form", ["alone", "unnest", "copy"])
 @pytest.mark.parametrize(
     ("change", "stale"), [(untouched, False), (without_lock, True), (with_key_share, True)]
 )
@@ -611,7 +610,7 @@ async def test_write_under_way_at_a_takeover_lets_no_stale_row_in_unless_the_fen
     assert isinstance(outcome, LeaseLost) is not stale
 
 
-@pytest.mark.parametrize("size", [10, 100])
+@pytest.mark.parametrize("size", [1, 10, 100])
 async def test_no_row_appears_after_a_takeover_that_races_writes(
     store: Store, dsn: str, size: int
 ) -> None:

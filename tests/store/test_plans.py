@@ -156,7 +156,7 @@ def test_statement_finds_its_rows_by_an_index(
 # Questions of a person that count all runs, or all that are not finished.
 READ_ALL = {"list_versions", "list_queues", "count_to_check"}
 # Not statements for the planner, or prepared with the types of their parameters declared.
-NOT_PLANNED = {"begin_check", "write_rows", "write_steps"}
+NOT_PLANNED = {"begin_check", "write_rows", "write_run", "write_step", "write_steps"}
 
 
 @pytest.mark.parametrize("statement", sorted(QUERIES.keys() - READ_ALL - NOT_PLANNED))

@@ -54,6 +54,7 @@ def test_rows_and_arrays_are_those_of_the_twins(many_fields):
     assert core.copy_rows(tuple(steps)) == reference.copy_rows(twins)
     assert core.unnest_arrays(steps) == reference.unnest_arrays(twins)
     for step, twin in zip(steps, twins, strict=True):
+        assert core.step_fields(step) == reference.step_fields(twin)
         assert core.row_bytes(step) == reference.row_bytes(twin)
         assert core.row_bytes(step) == len(core.copy_rows([step])) - 21
 
@@ -61,6 +62,7 @@ def test_rows_and_arrays_are_those_of_the_twins(many_fields):
 def test_every_column_has_an_array_type():
     assert core.STEP_COLUMNS == reference.STEP_COLUMNS
     assert core.STEP_COLUMN_OIDS == reference.STEP_COLUMN_OIDS
+    assert core.STEP_FIELD_OIDS == reference.STEP_FIELD_OIDS
     assert len(core.unnest_arrays([])) == len(core.STEP_COLUMNS)
 
 
@@ -101,6 +103,8 @@ def test_step_that_makes_no_row_is_refused(field, value):
         core.copy_rows([good, bad])
     with pytest.raises(ValueError, match=r"."):
         core.unnest_arrays([good, bad])
+    with pytest.raises(ValueError, match=r"."):
+        core.step_fields(bad)
 
 
 @pytest.mark.parametrize("steps", [None, 5, [None], [make_step(core), "step"]])
@@ -109,6 +113,8 @@ def test_rows_of_what_are_no_steps_are_refused(steps):
         core.copy_rows(steps)
     with pytest.raises(TypeError):
         core.unnest_arrays(steps)
+    with pytest.raises(TypeError):
+        core.step_fields(steps)
 
 
 @pytest.mark.parametrize("field", ["call_number", "completed_number", "process_id", "attempt"])

@@ -2,17 +2,66 @@
 -- `{schema}` is the quoted schema; parameters are bound by name. "The fence" is the worker's row,
 -- locked FOR SHARE: empty when the lease was ended.
 
+-- part: fence
+SELECT 1 FROM {schema}.workers WHERE id = %(worker_id)s AND status <> 'ended' FOR SHARE
+
+-- part: step_columns
+run_id, step_id, function, status, output, error, input,
+        input_hash, attempts, parallel_group_id, parent_step_id, started_at, completed_at,
+        call_number, completed_number, worker_id, process_id
+
+-- part: step_arrays
+unnest(%(s0)s, %(s1)s, %(s2)s, %(s3)s, %(s4)s, %(s5)s, %(s6)s, %(s7)s,
+        %(s8)s, %(s9)s, %(s10)s, %(s11)s, %(s12)s, %(s13)s, %(s14)s, %(s15)s, %(s16)s)
+
+-- part: release
+-- Run `t`, let go of as `r` asks. A request made meanwhile holds unless the run has ended, and
+        -- one that was taken back since its worker heard of it does not; news that the run did not
+        -- know of when it was parked leaves it due.
+        status = CASE
+            WHEN r.status IN ('completed', 'failed') THEN r.status
+            WHEN t.request = 'cancel' THEN 'cancelled'
+            WHEN t.request = 'pause' THEN 'paused'
+            WHEN r.status IN ('cancelled', 'paused') THEN 'pending'
+            WHEN r.status = 'sleeping' AND t.news > r.news THEN 'pending'
+            ELSE r.status END,
+        output = r.output, error = r.error,
+        wake_at = CASE WHEN r.status IN ('cancelled', 'paused')
+            OR (r.status = 'sleeping' AND t.news > r.news) THEN {schema}.now_at()
+            ELSE coalesce(r.wake_at, t.wake_at) END,
+        worker_id = NULL, request = NULL, crash_count = 0,
+        told = t.parent_run_id IS NULL AND t.request IS DISTINCT FROM 'cancel',
+        completed_at = CASE WHEN r.status IN ('completed', 'failed')
+            OR t.request = 'cancel' THEN {schema}.now_at() END
+
+-- name: write_step
+-- Inserts one step row without arrays, in three quarters of the time. Nothing is returned where the
+-- fence is shut or the step is there; `write_steps` tells which.
+-- Index: step_runs_pkey.
+WITH fence AS MATERIALIZED ({fence})
+INSERT INTO {schema}.step_runs ({step_columns})
+SELECT %(s0)s, %(s1)s, %(s2)s, %(s3)s, %(s4)s, %(s5)s, %(s6)s, %(s7)s, %(s8)s, %(s9)s, %(s10)s,
+    %(s11)s, %(s12)s, %(s13)s, %(s14)s, %(s15)s, %(s16)s FROM fence
+ON CONFLICT DO NOTHING
+RETURNING 1::int8;
+
+-- name: write_run
+-- Lets go of one run, when nothing else is to be written; nothing is returned where `write_rows`
+-- has to tell why. Index: workflow_runs_pkey.
+WITH fence AS MATERIALIZED ({fence})
+UPDATE {schema}.workflow_runs t SET
+        {release}
+FROM fence, (SELECT %(r0)s AS id, %(r1)s AS epoch, %(r2)s AS status, %(r3)s AS output,
+    %(r4)s AS error, %(r5)s AS wake_at, %(r6)s AS news) r
+WHERE t.id = r.id AND t.worker_id = %(worker_id)s AND t.epoch = r.epoch
+RETURNING 1::int8;
+
 -- name: write_steps
 -- Inserts step rows, one array per column; first commit wins. `relaxed`: the commit does not wait
 -- for the disk. Index: step_runs_pkey.
-WITH fence AS MATERIALIZED (
-    SELECT 1 FROM {schema}.workers WHERE id = %(worker_id)s AND status <> 'ended' FOR SHARE
-), inserted AS (
-    INSERT INTO {schema}.step_runs (run_id, step_id, function, status, output, error, input,
-        input_hash, attempts, parallel_group_id, parent_step_id, started_at, completed_at,
-        call_number, completed_number, worker_id, process_id)
-    SELECT s.* FROM fence, unnest(%(s0)s, %(s1)s, %(s2)s, %(s3)s, %(s4)s, %(s5)s, %(s6)s, %(s7)s,
-        %(s8)s, %(s9)s, %(s10)s, %(s11)s, %(s12)s, %(s13)s, %(s14)s, %(s15)s, %(s16)s) AS s
+WITH fence AS MATERIALIZED ({fence}), inserted AS (
+    INSERT INTO {schema}.step_runs ({step_columns})
+    SELECT s.* FROM fence, {step_arrays} AS s
     ON CONFLICT DO NOTHING
     RETURNING 1
 ), relaxed AS (
@@ -24,14 +73,9 @@ SELECT (SELECT count(*) FROM fence), (SELECT count(*) FROM inserted),
 -- name: write_rows
 -- Everything else that a batch holds besides steps, and the steps of a small batch. Group and run
 -- rows carry absolute values, so sending them twice changes nothing. Indexes: primary keys.
-WITH fence AS MATERIALIZED (
-    SELECT 1 FROM {schema}.workers WHERE id = %(worker_id)s AND status <> 'ended' FOR SHARE
-), inserted AS (
-    INSERT INTO {schema}.step_runs (run_id, step_id, function, status, output, error, input,
-        input_hash, attempts, parallel_group_id, parent_step_id, started_at, completed_at,
-        call_number, completed_number, worker_id, process_id)
-    SELECT s.* FROM fence, unnest(%(s0)s, %(s1)s, %(s2)s, %(s3)s, %(s4)s, %(s5)s, %(s6)s, %(s7)s,
-        %(s8)s, %(s9)s, %(s10)s, %(s11)s, %(s12)s, %(s13)s, %(s14)s, %(s15)s, %(s16)s) AS s
+WITH fence AS MATERIALIZED ({fence}), inserted AS (
+    INSERT INTO {schema}.step_runs ({step_columns})
+    SELECT s.* FROM fence, {step_arrays} AS s
     ON CONFLICT DO NOTHING
     RETURNING 1
 ), attempted AS (
@@ -69,25 +113,8 @@ WITH fence AS MATERIALIZED (
     FROM fence, unnest(%(w0)s::uuid[], %(w1)s::text[], %(w2)s::int[]) AS v(run_id, path, number)
     WHERE t.run_id = v.run_id AND t.path = v.path
 ), released AS (
-    -- A request made meanwhile holds unless the run has ended, and one that was taken back since its
-    -- worker heard of it does not; news that the run did not know of when it was parked leaves it
-    -- due.
     UPDATE {schema}.workflow_runs t SET
-        status = CASE
-            WHEN r.status IN ('completed', 'failed') THEN r.status
-            WHEN t.request = 'cancel' THEN 'cancelled'
-            WHEN t.request = 'pause' THEN 'paused'
-            WHEN r.status IN ('cancelled', 'paused') THEN 'pending'
-            WHEN r.status = 'sleeping' AND t.news > r.news THEN 'pending'
-            ELSE r.status END,
-        output = r.output, error = r.error,
-        wake_at = CASE WHEN r.status IN ('cancelled', 'paused')
-            OR (r.status = 'sleeping' AND t.news > r.news) THEN {schema}.now_at()
-            ELSE coalesce(r.wake_at, t.wake_at) END,
-        worker_id = NULL, request = NULL, crash_count = 0,
-        told = t.parent_run_id IS NULL AND t.request IS DISTINCT FROM 'cancel',
-        completed_at = CASE WHEN r.status IN ('completed', 'failed')
-            OR t.request = 'cancel' THEN {schema}.now_at() END
+        {release}
     FROM fence, unnest(%(r0)s::uuid[], %(r1)s::int[], %(r2)s::text[], %(r3)s::bytea[],
         %(r4)s::bytea[], %(r5)s::timestamptz[], %(r6)s::int[])
         AS r(id, epoch, status, output, error, wake_at, news)
