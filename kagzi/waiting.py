@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable
 from uuid import UUID
 
-from kagzi.cancelling import cancel_all
+from kagzi.background import begin_apart, cancel_all
 from kagzi.errors import StoreError, UnknownRun
 from kagzi.model import RunStatus
 from kagzi.store.operations import read_ends
@@ -57,7 +57,7 @@ class Waiting:
             self._new.add(run_id)
             self._news.set()
         if self._task is None:
-            self._task = loop.create_task(self._look_for_ever())
+            self._task = begin_apart(self._look_for_ever())
         try:
             return await future
         finally:

@@ -60,7 +60,7 @@ ROWS = [
     {"model"},
     {"_build_check"},
     {"errors"},
-    {"names", "cancelling", "faultpoints", "_core"},
+    {"names", "background", "faultpoints", "_core"},
 ]
 PURE = {"names", "cron", "scope", "registry", "definition", "codec", "retry", "model", "errors"}
 IMPURE = {"asyncio", "socket", "random", "secrets", "psycopg", "threading", "time", "uvloop"}

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 
 from kagzi._core import Step
-from kagzi.cancelling import cancel_all
+from kagzi.background import begin_apart, cancel_all
 from kagzi.engine.answers import Answers, memo_key
 from kagzi.store.store import Store
 
@@ -38,7 +38,7 @@ class Memos:
         self.waiting += steps
         self._answers.uses_memos = True
         if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._look())
+            self._task = begin_apart(self._look())
 
     async def close(self) -> None:
         if self._task is not None:

@@ -23,7 +23,7 @@ from multiprocessing.reduction import DupFd
 from typing import Any
 
 from kagzi._core import ENDED, LANE_ALONE, WAITING, Step
-from kagzi.cancelling import cancel_all
+from kagzi.background import cancel_all
 from kagzi.codec.failures import describe_exception
 from kagzi.errors import MissingMainGuard, PoolStartFailed, StepCrashed, StepTimeout
 from kagzi.pool import child

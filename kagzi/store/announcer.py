@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from kagzi.background import begin_apart
 from kagzi.errors import StoreError
 from kagzi.store.store import Store
 
@@ -24,7 +25,7 @@ class Announcer:
         """Notify these channels, named as in `listener.py`, at the end of this turn of the loop."""
         self._channels |= {channel(self._store.connector.schema) for channel in channels}
         if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._notify())
+            self._task = begin_apart(self._notify())
 
     async def close(self) -> None:
         """Wait until what was said is sent."""

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from uuid import UUID
 
 from kagzi._core import Step
-from kagzi.cancelling import cancel_all
+from kagzi.background import begin_apart, cancel_all
 from kagzi.errors import KagziError
 from kagzi.store.rows import AttemptRow, Batch, GroupRow, Mark, MemoRow, RunRow, StoredStep
 
@@ -87,7 +87,7 @@ class CheckpointWriter:
         self._large_of[step.run_id] += 1
 
         def start() -> None:
-            task = asyncio.get_running_loop().create_task(self._commit_large(step, committed))
+            task = begin_apart(self._commit_large(step, committed))
             self._large.add(task)
             task.add_done_callback(self._large.discard)
 
@@ -169,7 +169,7 @@ class CheckpointWriter:
 
     def _start(self) -> None:
         if self._task is None and self.lost is None:
-            self._task = asyncio.get_running_loop().create_task(self._run())
+            self._task = begin_apart(self._run())
 
     async def _run(self) -> None:
         try:

@@ -17,6 +17,7 @@ from uuid import UUID
 
 import psycopg
 
+from kagzi.background import begin_apart
 from kagzi.errors import StoreUnavailable
 from kagzi.store.connections import cancellations, heed_cancellation, is_outage
 from kagzi.store.direct import DirectConnection
@@ -129,7 +130,7 @@ class Desk:
         start = _Start(run, workflow, version, priority, queue, pinned, loop.create_future())
         self._waiting.append(start)
         if self._task is None:
-            self._task = loop.create_task(self._write_all())
+            self._task = begin_apart(self._write_all())
         started = await start.done
         if started is not None:
             return started

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from kagzi.cancelling import cancel_all
+from kagzi.background import cancel_all
 from kagzi.store.connections import Connector, heed_cancellation
 
 logger = logging.getLogger("kagzi.store")

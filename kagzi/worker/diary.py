@@ -7,7 +7,7 @@ import logging
 from collections import deque
 from uuid import UUID
 
-from kagzi.cancelling import cancel_all
+from kagzi.background import begin_apart, cancel_all
 from kagzi.errors import StoreError
 from kagzi.store.store import Store
 from kagzi.store.workers import add_event, start_draining
@@ -32,7 +32,7 @@ class Diary:
         if len(self._waiting) < MOST_WAITING:
             self._waiting.append((event, detail))
         if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._write())
+            self._task = begin_apart(self._write())
 
     async def close(self, within_s: float) -> None:
         """Wait a moment for what is not written yet."""

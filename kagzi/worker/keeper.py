@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from uuid import UUID
 
-from kagzi.cancelling import cancel_all
+from kagzi.background import cancel_all
 from kagzi.engine.runner import LiveRun
 from kagzi.errors import StoreError
 from kagzi.store.workers import absolve_runs, add_event

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from kagzi import faultpoints
 from kagzi._core import Gate, Step
-from kagzi.cancelling import cancel_all
+from kagzi.background import cancel_all
 from kagzi.codec.failures import describe_exception
 from kagzi.context import Context
 from kagzi.definition import CallOptions, Definition
@@ -39,6 +39,7 @@ from kagzi.store.rows import RunRow, StoredStep
 from kagzi.store.store import ClaimedRun, Store
 from kagzi.store.transactions import Body, Transactions
 from kagzi.worker.diary import DRAINING, Diary
+from kagzi.worker.garbage import search_as_before, search_less
 from kagzi.worker.heartbeat import Heartbeat
 from kagzi.worker.incarnation import boot_id, host_name, process_start
 from kagzi.worker.janitor import Janitor, check_retention
@@ -225,6 +226,7 @@ class Worker:
                 await self.pool.close()
             await self._local_place.close()
             raise
+        search_less()
         self.heartbeat.start()
         self._watch.start()
         self._tasks = [
@@ -279,6 +281,7 @@ class Worker:
                     await self.store.rescue(self.worker_id, reason, forced=True)
             except Exception as error:  # whatever it is: the program that ends has no use for it
                 logger.warning("the lease could not be ended, it will run out: %s", error)
+        search_as_before()
         if not self.ended.done():
             self.ended.set_result(None)
         logger.info("worker %s ended", self.worker_id)

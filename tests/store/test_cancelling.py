@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 
-from kagzi.cancelling import cancel_all
+from kagzi.background import cancel_all
 from kagzi.store.connections import Connector
 from kagzi.store.store import Store
 from tests.fix_proxy import Proxy
@@ -18,7 +18,7 @@ from tests.fix_proxy import Proxy
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kagzi.cancelling.AGAIN_S", 0.01)
+    monkeypatch.setattr("kagzi.background.AGAIN_S", 0.01)
 
 
 async def swallow_one() -> None:

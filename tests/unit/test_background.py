@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from kagzi.cancelling import cancel_all
+from kagzi.background import cancel_all
 
 
 async def drops(cancels: int) -> None:
