@@ -142,13 +142,17 @@ class Connector:
         )
 
     async def plan_once(self, connection: psycopg.AsyncConnection[Any]) -> None:
-        """Let prepared statements keep their plan.
+        """Let prepared statements keep their plan, and plan for tables that will be large.
 
         Their arrays have another length each time, which the server takes for a reason to plan
-        anew: that takes longer than to execute them.
+        anew: that takes longer than to execute them. A plan that is kept must not be one for the
+        small table that it may have been made for: by an index and row by row it suits any.
         """
         if not self.is_pooled:
-            await connection.execute(b"SET plan_cache_mode = force_generic_plan")
+            await connection.execute(
+                b"SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off;"
+                b" SET enable_hashjoin = off; SET enable_mergejoin = off"
+            )
 
     async def check_server(self) -> None:
         """Connect once and see that this is a server that kagzi can use.

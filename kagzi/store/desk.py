@@ -72,6 +72,12 @@ _MANY = {
 }
 
 
+def start_statements(queries: dict[str, str]) -> dict[str, Statement]:
+    """By name: `insert_start`, `insert_starts`."""
+    types = {"insert_start": _ONE, "insert_starts": _MANY}
+    return {name: Statement(name, queries[name], oids) for name, oids in types.items()}
+
+
 class Taker(Protocol):
     """A worker of this program."""
 
@@ -117,8 +123,8 @@ class Desk:
         self._takers = takers
         connector = store.connector
         self._direct = DirectConnection(connector, "kagzi-starts")
-        self._one = Statement("insert_start", store.queries["insert_start"], _ONE)
-        self._many = Statement("insert_starts", store.queries["insert_starts"], _MANY)
+        statements = start_statements(store.queries)
+        self._one, self._many = statements["insert_start"], statements["insert_starts"]
         self._waiting: deque[_Start] = deque()
         self._task: asyncio.Task[None] | None = None
 

@@ -97,6 +97,10 @@ class Statement:
         name: Its name there, and on the server.
         query: Its text, with `%(name)s` parameters.
         oids: Type of each parameter.
+
+    Attributes:
+        names: Of its parameters, in order.
+        text, oids: As the server is given them.
     """
 
     def __init__(self, name: str, query: str, oids: dict[str, int]) -> None:
@@ -105,8 +109,8 @@ class Statement:
         text = _PLACE.sub(lambda found: numbers[found.group(1)], query).replace("%%", "%")
         self.name = name
         self._name = f"kagzi_{name}".encode()
-        self._query = text.encode()
-        self._oids = [oids[parameter] for parameter in self.names]
+        self.text = text.encode()
+        self.oids = [oids[parameter] for parameter in self.names]
         self._formats = [pq.Format.BINARY] * len(self.names)
 
     def messages(
@@ -124,11 +128,11 @@ class Statement:
         parameters = [values[name] for name in self.names]
         if known is None:
             pgconn.send_query_params(
-                self._query, parameters, self._oids, self._formats, pq.Format.BINARY
+                self.text, parameters, self.oids, self._formats, pq.Format.BINARY
             )
         else:
             if self.name not in known:
-                pgconn.send_prepare(self._name, self._query, self._oids)
+                pgconn.send_prepare(self._name, self.text, self.oids)
                 raise_failure((yield from generators.execute(pgconn)))
                 known.add(self.name)  # whatever becomes of this execution
             pgconn.send_query_prepared(self._name, parameters, self._formats, pq.Format.BINARY)
@@ -144,7 +148,7 @@ class Statement:
         """Values by parameter, as `messages` takes them."""
         return {
             name: binary_value(oid, values[name])
-            for name, oid in zip(self.names, self._oids, strict=True)
+            for name, oid in zip(self.names, self.oids, strict=True)
         }
 
 

@@ -15,9 +15,13 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
-from psycopg import sql
+from psycopg import generators, pq, sql
 
+from kagzi.store.connections import Connector
+from kagzi.store.desk import start_statements
+from kagzi.store.forms import make_statements
 from kagzi.store.queries import load_queries
+from kagzi.store.statements import Statement, raise_failure
 from tests.fix_db import Databases
 
 QUERIES = load_queries("kagzi")
@@ -151,6 +155,52 @@ def test_statement_finds_its_rows_by_an_index(
     assert not whole & LARGE
     used = {node["Index Name"] for node in nodes if "Index Name" in node}
     assert EXPECTED.get(case, set()) <= used
+
+
+async def test_plans_that_are_kept_suit_large_tables_though_they_were_made_for_empty_ones(
+    dsn: str,
+) -> None:
+    """A worker prepares its statements once, maybe before there was a row."""
+    connector = Connector(dsn)
+    kept = {**make_statements(QUERIES), **start_statements(QUERIES)}
+    async with await connector.connect() as connection:
+        await connector.plan_once(connection)
+        for name, statement in kept.items():
+            await connection.wait(prepared(connection.pgconn, statement))
+            nothing = ", ".join(["NULL"] * len(statement.names))
+            explain = f"EXPLAIN (FORMAT JSON) EXECUTE kagzi_{name} ({nothing})"
+            cursor = await connection.execute(explain.encode())
+            (row,) = await cursor.fetchall()
+            nodes = list(nodes_of(row[0][0]["Plan"]))
+            whole = {node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"}
+            assert not whole & LARGE, name
+            used = {node["Index Name"] for node in nodes if "Index Name" in node}
+            assert used <= FEW_ROWS, name
+            assert used >= FIRST_OF_ALL[name], name
+
+
+def prepared(pgconn: pq.abc.PGconn, statement: Statement) -> Iterator[Any]:
+    pgconn.send_prepare(f"kagzi_{statement.name}".encode(), statement.text, statement.oids)
+    raise_failure((yield from generators.execute(pgconn)))
+
+
+# Indexes that give as many rows as they are asked for.
+FEW_ROWS = {
+    "workers_pkey",
+    "step_runs_pkey",
+    "parallel_groups_pkey",
+    "workflow_runs_pkey",
+    "queues_pkey",
+    "workflow_versions_default",
+}
+FIRST_OF_ALL = {
+    "write_step": {"workers_pkey"},
+    "write_run": {"workers_pkey", "workflow_runs_pkey"},
+    "write_steps": {"workers_pkey"},
+    "write_rows": {"workers_pkey", "workflow_runs_pkey", "step_runs_pkey"},
+    "insert_start": {"workers_pkey"},
+    "insert_starts": {"workers_pkey"},
+}
 
 
 # Questions of a person that count all runs, or all that are not finished.

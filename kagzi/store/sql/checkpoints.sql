@@ -34,6 +34,9 @@ unnest(%(s0)s, %(s1)s, %(s2)s, %(s3)s, %(s4)s, %(s5)s, %(s6)s, %(s7)s,
         completed_at = CASE WHEN r.status IN ('completed', 'failed')
             OR t.request = 'cancel' THEN {schema}.now_at() END
 
+-- part: held_here
+t.worker_id IS NOT DISTINCT FROM %(worker_id)s -- not `=`: no index of all that the worker holds
+
 -- name: write_step
 -- Inserts one step row without arrays, in three quarters of the time. Nothing is returned where the
 -- fence is shut or the step is there; `write_steps` tells which.
@@ -53,7 +56,7 @@ UPDATE {schema}.workflow_runs t SET
         {release}
 FROM fence, (SELECT %(r0)s AS id, %(r1)s AS epoch, %(r2)s AS status, %(r3)s AS output,
     %(r4)s AS error, %(r5)s AS wake_at, %(r6)s AS news) r
-WHERE t.id = r.id AND t.worker_id = %(worker_id)s AND t.epoch = r.epoch
+WHERE t.id = r.id AND t.epoch = r.epoch AND {held_here}
 RETURNING 1::int8;
 
 -- name: write_steps
@@ -118,7 +121,7 @@ WITH fence AS MATERIALIZED ({fence}), inserted AS (
     FROM fence, unnest(%(r0)s::uuid[], %(r1)s::int[], %(r2)s::text[], %(r3)s::bytea[],
         %(r4)s::bytea[], %(r5)s::timestamptz[], %(r6)s::int[])
         AS r(id, epoch, status, output, error, wake_at, news)
-    WHERE t.id = r.id AND t.worker_id = %(worker_id)s AND t.epoch = r.epoch
+    WHERE t.id = r.id AND t.epoch = r.epoch AND {held_here}
     RETURNING 1
 )
 SELECT (SELECT count(*) FROM fence), (SELECT count(*) FROM inserted),
