@@ -177,6 +177,7 @@ class Client(Operations, Administration):
         check_priority(priority)
         check_queue(queue)
         run = new_run(found.arguments.encode(args, kwargs), id, key)
+        told = self._waiting.told if self._listener.hears else None
         started = None
         if connection is not None:
             if not pinned:
@@ -193,7 +194,9 @@ class Client(Operations, Administration):
                 run.payload = found.arguments.encode(args, kwargs)
         if started.is_new and not started.is_held:
             self._announce()
-        return self._handles(found, [started])[0]
+        handle = self._handles(found, [started])[0]
+        handle._told = told if started.is_new else None
+        return handle
 
     async def start_many(
         self,
@@ -447,13 +450,17 @@ class Client(Operations, Administration):
                 if status.is_terminal:
                     return
 
-    async def _wait(self, run_id: UUID, name: str, timeout: float | None) -> bytes:
+    async def _wait(
+        self, run_id: UUID, name: str, timeout: float | None, told: int | None = None
+    ) -> bytes:
+        """`told`: the run had not ended when so much had been told."""
         seconds = None if timeout is None else check_duration_s("timeout", timeout)
         if not self._workers:
             self._listener.start()
         try:
             async with asyncio.timeout(seconds):
-                status, output, error = await self._waiting.end_of(run_id)
+                going = self._listener.hears and told == self._waiting.told
+                status, output, error = await self._waiting.end_of(run_id, going)
         except TimeoutError:
             status, output, error = await self._store.read_status(run_id)
             if not status.is_terminal:

@@ -36,7 +36,9 @@ class HandleHome(Protocol):
         id: str | None,  # noqa: A002 - the public option has this name
     ) -> bool: ...
 
-    async def _wait(self, run_id: UUID, name: str, timeout: float | None) -> bytes: ...
+    async def _wait(
+        self, run_id: UUID, name: str, timeout: float | None, told: int | None = None
+    ) -> bytes: ...
 
     def _looks(self, run_id: UUID) -> AsyncGenerator[bool, None]: ...
 
@@ -66,6 +68,7 @@ class RunHandle(Generic[T]):
         self.workflow = workflow
         self.version = version
         self.is_new = is_new
+        self._told: int | None = None  # how much the client had been told when it started this
 
     async def result(self, timeout: float | None = None) -> T:
         """Wait for the run's end; its result, typed by the workflow's return annotation.
@@ -79,7 +82,7 @@ class RunHandle(Generic[T]):
             RunWasCancelled: It was cancelled.
             TimeoutError: It goes on, and the time is up.
         """
-        output = await self._client._wait(self.run_id, self.id, timeout)
+        output = await self._client._wait(self.run_id, self.id, timeout, self._told)
         try:
             returns = registry.workflow(self.workflow, self.version).returns
         except UnknownWorkflow:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Collection
 from uuid import UUID
 
 from kagzi.background import begin_apart, cancel_all
@@ -35,7 +35,8 @@ class Waiting:
         self._waits: dict[UUID, set[asyncio.Future[End]]] = {}
         self._followers: set[asyncio.Event] = set()
         self._new: set[UUID] = set()
-        self._all = False  # look at every run that is waited for
+        self._all = False  # some of the runs that are waited for may have ended
+        self.told = 0  # how often that was said
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -43,8 +44,11 @@ class Waiting:
         if self._task is not None:
             await cancel_all([self._task])
 
-    async def end_of(self, run_id: UUID) -> End:
+    async def end_of(self, run_id: UUID, going: bool = False) -> End:
         """Wait for a run's end: its status, output and error.
+
+        Args:
+            going: It had not ended when `told` was what it is now, so there is no need to look.
 
         Raises:
             UnknownRun: It was deleted.
@@ -53,7 +57,7 @@ class Waiting:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[End] = loop.create_future()
         self._waits.setdefault(run_id, set()).add(future)
-        if not self._is_held(run_id):
+        if not going and not self._is_held(run_id):
             self._new.add(run_id)
             self._news.set()
         if self._task is None:
@@ -86,6 +90,7 @@ class Waiting:
     def heard(self) -> None:
         """Some run may have ended."""
         self._all = True
+        self.told += 1
         self._news.set()
         for event in self._followers:
             event.set()
@@ -101,32 +106,42 @@ class Waiting:
     async def _look_for_ever(self) -> None:
         try:
             while self._waits:
+                everyone = False
                 try:
                     async with asyncio.timeout(POLL_S):
                         await self._news.wait()
                 except TimeoutError:
-                    self._all = True
+                    everyone = True
                 self._news.clear()
-                looked_at = self._waits if self._all else self._new
-                asked = [run_id for run_id in looked_at if not self._is_held(run_id)]
-                self._all, self._new = False, set()
-                for start in range(0, len(asked), MOST):
-                    await self._look(asked[start : start + MOST])
+                new, self._new = self._new, set()
+                if self._all or everyone:
+                    self._all = False
+                    new &= self._waits.keys()
+                    await self._look(self._waits.keys() - new, everyone)
+                await self._look(new, True)
         finally:
             self._task = None
 
-    async def _look(self, asked: list[UUID]) -> None:
+    async def _look(self, run_ids: Collection[UUID], everyone: bool) -> None:
+        """At these runs, unless they are held here; `everyone`: also whether they are there."""
+        asked = [run_id for run_id in run_ids if not self._is_held(run_id)]
+        for start in range(0, len(asked), MOST):
+            await self._look_at(asked[start : start + MOST], everyone)
+
+    async def _look_at(self, asked: list[UUID], everyone: bool) -> None:
         try:
-            found = {row[0]: row[1:] for row in await read_ends(self._store, asked)}
-        except StoreError as error:
-            self._fail(asked, error)
+            found = await read_ends(self._store, asked, everyone)
+        except StoreError as failure:
+            self._fail(asked, failure)
             return
-        for run_id in asked:
-            end = found.get(run_id)
-            if end is None:
-                self._fail([run_id], UnknownRun(f"run {run_id} was deleted"))
-            elif end[0].is_terminal:
-                self.ended(run_id, end)
+        for run_id, status, output, error in found:
+            if status.is_terminal:
+                self.ended(run_id, (status, output, error))
+        if everyone:
+            there = {row[0] for row in found}
+            for run_id in asked:
+                if run_id not in there:
+                    self._fail([run_id], UnknownRun(f"run {run_id} was deleted"))
 
     def _fail(self, asked: list[UUID], error: Exception) -> None:
         for run_id in asked:

@@ -34,7 +34,6 @@ class Announcer:
 
     async def _notify(self) -> None:
         try:
-            await asyncio.sleep(0)
             while self._channels:
                 channels, self._channels = self._channels, set()
                 for channel in sorted(channels):

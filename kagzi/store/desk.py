@@ -16,10 +16,10 @@ from typing import Any, Protocol
 from uuid import UUID
 
 import psycopg
+from psycopg.pq.abc import PGresult
 
 from kagzi.background import begin_apart
 from kagzi.errors import StoreUnavailable
-from kagzi.store.connections import cancellations, heed_cancellation, is_outage
 from kagzi.store.direct import DirectConnection
 from kagzi.store.starts import NewRun
 from kagzi.store.statements import (
@@ -33,9 +33,8 @@ from kagzi.store.statements import (
     TEXTS,
     UUID_OID,
     UUIDS,
-    Row,
     Statement,
-    read_moment,
+    typed_rows,
 )
 from kagzi.store.store import ClaimedRun, StartedRun, Store
 
@@ -223,7 +222,7 @@ class Desk:
             inputs = [sealer.seal(payload) for payload in inputs]
         if len(starts) == 1:
             start = starts[0]
-            rows = await self._execute(
+            result = await self._ask(
                 self._one,
                 worker_id=worker_id,
                 id=start.run.run_id,
@@ -238,7 +237,7 @@ class Desk:
                 wanted=wanted[0],
             )
         else:
-            rows = await self._execute(
+            result = await self._ask(
                 self._many,
                 worker_id=worker_id,
                 ids=[start.run.run_id for start in starts],
@@ -252,30 +251,10 @@ class Desk:
                 pinned=[start.pinned for start in starts],
                 wanted=wanted,
             )
-        return {
-            UUID(bytes=run_id): (held == b"\1", read_moment(at))
-            for run_id, held, at in rows
-            if run_id is not None and at is not None
-        }
+        return {run_id: (held, at) for run_id, held, at in typed_rows(result)}
 
-    async def _execute(self, statement: Statement, **values: Any) -> list[Row]:
-        """Once: its outcome may be unknown, which an error with a cause says.
-
-        Raises:
-            StoreUnavailable: As `Store.rows`.
-        """
-        before = cancellations()
-        try:
-            return await self._direct.execute(statement, statement.encode(values))
-        except psycopg.Error as error:
-            heed_cancellation(before)
-            if not is_outage(error):
-                raise
-            await self._direct.close()
-            raise self._store.connector.unavailable(error) from error
-        except BaseException:  # in the midst of an exchange
-            await self._direct.close()
-            raise
+    async def _ask(self, statement: Statement, **parameters: Any) -> PGresult:
+        return await self._direct.ask(statement, parameters)
 
 
 def _fail(starts: list[_Start], error: BaseException) -> None:

@@ -10,10 +10,16 @@ from collections.abc import Generator, Mapping
 from typing import Any, TypeVar
 
 import psycopg
+from psycopg import pq
 
-from kagzi.store.connections import Connector
+from kagzi.store.connections import (
+    Connector,
+    cancellations,
+    heed_cancellation,
+    is_outage,
+)
 from kagzi.store.history import History
-from kagzi.store.statements import Row, Statement
+from kagzi.store.statements import Statement
 
 T = TypeVar("T")
 
@@ -64,8 +70,15 @@ class DirectConnection:
                 self.current, self._known = connection, self._none_known()
             return self.current
 
-    async def execute(self, statement: Statement, values: Mapping[str, bytes | None]) -> list[Row]:
-        """Send one statement, and give its rows in binary. Raises psycopg's errors as they are."""
+    @property
+    def is_free(self) -> bool:
+        """Whether nobody uses it or waits for it."""
+        return not self._making.locked() and not (self.current and self.current.lock.locked())
+
+    async def execute(
+        self, statement: Statement, values: Mapping[str, bytes | None]
+    ) -> pq.abc.PGresult:
+        """Send one statement; its rows are in binary. Raises psycopg's errors as they are."""
         connection = await self.open()
         return await self.wait(statement.messages(connection, values, self._known))
 
@@ -74,6 +87,29 @@ class DirectConnection:
         assert self.current is not None, "opened before"
         async with self.current.lock:
             return await self.current.wait(messages)
+
+    async def ask(self, statement: Statement, parameters: Mapping[str, Any]) -> pq.abc.PGresult:
+        """The same with Python's values, and errors explained; once, so its outcome may be unknown.
+
+        Closed after a failure, and when the caller is cancelled in the midst of the exchange.
+
+        Raises:
+            StoreUnavailable: The connection was lost, with psycopg's error as its cause.
+            psycopg.Error: The statement failed.
+        """
+        before = cancellations()
+        values = statement.encode(parameters)
+        try:
+            return await self.execute(statement, values)
+        except psycopg.Error as error:
+            heed_cancellation(before)
+            if not is_outage(error):
+                raise
+            await self.close()
+            raise self._connector.unavailable(error) from error
+        except BaseException:
+            await self.close()
+            raise
 
     async def close(self) -> None:
         connection, self.current = self.current, None

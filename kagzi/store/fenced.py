@@ -37,7 +37,7 @@ from kagzi.store.history import History
 from kagzi.store.queries import load_queries
 from kagzi.store.rows import Batch, StoredStep
 from kagzi.store.sealing import sealed_steps
-from kagzi.store.statements import Row, raise_failure, read_counts
+from kagzi.store.statements import raise_failure, read_counts
 
 logger = logging.getLogger("kagzi.store")
 
@@ -158,10 +158,11 @@ class FencedConnection:
     async def _write_alone(self, batch: Batch) -> bool:
         """Write what stands alone. False: it does not, or there is more to it than a new row."""
         if batch.only_steps and len(batch.steps) == 1 and not is_relaxed(batch.steps):
-            return bool(await self._execute("write_step", step_values(*self._sealed(batch.steps))))
+            result = await self._execute("write_step", step_values(*self._sealed(batch.steps)))
+            return result.ntuples == 1
         if batch.only_runs and len(batch.runs) == 1:
             values = run_values(batch.runs[0], self._connector.sealer)
-            return bool(await self._execute("write_run", values))
+            return (await self._execute("write_run", values)).ntuples == 1
         return False
 
     async def _write_rows(
@@ -184,7 +185,7 @@ class FencedConnection:
             await self._check_released(connection, batch)
         return inserted
 
-    async def _execute(self, name: str, values: Values) -> list[Row]:
+    async def _execute(self, name: str, values: Values) -> pq.abc.PGresult:
         self.statements += 1
         values["worker_id"] = self._worker_id.bytes
         return await self._direct.execute(self._statements[name], values)

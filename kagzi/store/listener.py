@@ -23,6 +23,9 @@ class Listener:
 
     Args:
         heard: Called with the channel of each notification.
+
+    Attributes:
+        hears: Whatever is said now will be heard, or `heard` is called when it listens again.
     """
 
     def __init__(
@@ -32,6 +35,7 @@ class Listener:
         self._channels = tuple(channels)
         self._heard = heard
         self._task: asyncio.Task[None] | None = None
+        self.hears = False
 
     def start(self) -> None:
         """Listen; not through a pooler, which may hand the connection's backend to others."""
@@ -52,7 +56,7 @@ class Listener:
                 for channel in self._channels:
                     await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
                     self._heard(channel)  # what was missed meanwhile
-                failures = 0
+                failures, self.hears = 0, True
                 async for notification in connection.notifies():
                     self._heard(notification.channel)
             except psycopg.Error as error:
@@ -60,6 +64,7 @@ class Listener:
                 if failures == 0:
                     logger.info("listening stopped: %s", self._connector.explain(error))
             finally:
+                self.hears = False
                 if connection is not None:
                     await connection.close()
             await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])

@@ -167,10 +167,13 @@ async def insert_child(
 
 
 async def read_ends(
-    store: Store, run_ids: Sequence[UUID]
+    store: Store, run_ids: Sequence[UUID], everyone: bool = False
 ) -> list[tuple[UUID, RunStatus, bytes | None, bytes | None]]:
-    """How runs stand: (id, status, output, error). Those that were deleted are left out."""
-    rows = await store.ask("read_ends", ids=list(run_ids))
+    """Those of these runs that have ended: (id, status, output, error).
+
+    `everyone`: the others, too; those that were deleted are left out.
+    """
+    rows = await store.ask("read_ends", ids=list(run_ids), everyone=everyone)
     return [(row[0], RunStatus(row[1]), row[2], row[3]) for row in rows]
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from struct import Struct
 from typing import Any
+from uuid import UUID
 
 import psycopg
 from psycopg import generators, pq
@@ -79,15 +80,52 @@ def binary_array(oid: int, values: Sequence[Any]) -> bytes:
     return b"".join(parts)
 
 
+def raw_rows(result: pq.abc.PGresult) -> list[Row]:
+    """Rows as they came."""
+    columns = range(result.nfields)
+    return [[result.get_value(row, column) for column in columns] for row in range(result.ntuples)]
+
+
+def typed_rows(
+    result: pq.abc.PGresult, unseal: Callable[[bytes], bytes] | None = None
+) -> list[tuple[Any, ...]]:
+    """Rows of Python values; `unseal` is applied to each bytea."""
+    readers = [_READERS[result.ftype(column)] for column in range(result.nfields)]
+    if unseal is not None:
+        readers = [unseal if reader is bytes else reader for reader in readers]
+    return [
+        tuple(
+            [
+                None if value is None else read(value)
+                for read, value in zip(readers, row, strict=True)
+            ]
+        )
+        for row in raw_rows(result)
+    ]
+
+
 def read_moment(data: bytes) -> datetime:
     """A timestamptz."""
     moment: datetime = _POSTGRES_EPOCH + _I8.unpack(data)[0] * _MICROSECOND
     return moment
 
 
-def read_counts(rows: Sequence[Row]) -> list[int]:
+def read_counts(result: pq.abc.PGresult) -> list[int]:
     """A row of bigints that are not NULL."""
-    return [_I8.unpack(value)[0] for value in rows[0] if value is not None]
+    return [_I8.unpack(value)[0] for value in raw_rows(result)[0] if value is not None]
+
+
+# By the type's OID; `void` is what a function gives that gives nothing.
+_READERS: dict[int, Callable[[bytes], Any]] = {
+    UUID_OID: lambda data: UUID(bytes=data),
+    TEXT_OID: lambda data: data.decode(),
+    INT_OID: lambda data: _I4.unpack(data)[0],
+    20: lambda data: _I8.unpack(data)[0],
+    BYTES_OID: bytes,
+    TIME_OID: read_moment,
+    BOOL_OID: lambda data: data == b"\1",
+    2278: lambda _: None,
+}
 
 
 class Statement:
@@ -118,8 +156,8 @@ class Statement:
         connection: psycopg.AsyncConnection[Any],
         values: Mapping[str, bytes | None],
         known: set[str] | None,
-    ) -> Generator[Any, Any, list[Row]]:
-        """Prepare it, unless it is `known` to the server, and execute it; its rows, in binary.
+    ) -> Generator[Any, Any, pq.abc.PGresult]:
+        """Prepare it, unless it is `known` to the server, and execute it; its rows are in binary.
 
         With `known` None it is sent whole each time: the next backend may be another one. For
         `AsyncConnection.wait`, under the connection's lock.
@@ -138,11 +176,7 @@ class Statement:
             pgconn.send_query_prepared(self._name, parameters, self._formats, pq.Format.BINARY)
         results = yield from generators.execute(pgconn)
         raise_failure(results)
-        result = results[-1]
-        columns = range(result.nfields)
-        return [
-            [result.get_value(row, column) for column in columns] for row in range(result.ntuples)
-        ]
+        return results[-1]  # type: ignore[no-any-return]
 
     def encode(self, values: Mapping[str, Any]) -> dict[str, bytes | None]:
         """Values by parameter, as `messages` takes them."""

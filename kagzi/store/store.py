@@ -34,6 +34,7 @@ from kagzi.store.connections import (
     is_outage,
     no_reset,
 )
+from kagzi.store.lane import Lane
 from kagzi.store.queries import load_queries
 from kagzi.store.rescue import rescue_from
 from kagzi.store.rows import StoredStep
@@ -137,6 +138,7 @@ class Store:
     def __init__(self, connector: Connector) -> None:
         self.connector = connector
         self.queries = load_queries(connector.schema)
+        self._lane = Lane(connector, self.queries)
         self._pool: AsyncConnectionPool[psycopg.AsyncConnection[Any]] = AsyncConnectionPool(
             connector.conninfo(),
             kwargs=connector.options,
@@ -153,6 +155,7 @@ class Store:
         await self._pool.open()
 
     async def close(self) -> None:
+        await self._lane.close()
         await self._pool.close()
 
     def counts(self) -> dict[str, int]:
@@ -191,6 +194,9 @@ class Store:
 
     async def rows(self, name: str, **parameters: Any) -> list[tuple[Any, ...]]:
         """What the statement of this name gives; once, so its outcome may be unknown."""
+        found = await self._lane.rows(name, parameters)
+        if found is not None:
+            return found
         async with self.connection() as connection:
             cursor = await connection.execute(
                 self.queries[name].encode(), parameters or None, prepare=True

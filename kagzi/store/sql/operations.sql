@@ -123,8 +123,11 @@ WITH fence AS MATERIALIZED (
 SELECT (SELECT count(*) FROM parent), (SELECT count(*) FROM added);
 
 -- name: read_ends
--- How runs stand, those that have ended with what they gave. Index: primary key.
-SELECT id, status, output, error FROM {schema}.workflow_runs WHERE id = ANY(%(ids)s::uuid[]);
+-- What those of these runs that have ended gave; `everyone`: how the others stand, too. Index: primary
+-- key.
+SELECT id, status, output, error FROM {schema}.workflow_runs
+WHERE id = ANY(%(ids)s::uuid[])
+    AND (%(everyone)s OR status IN ('completed', 'failed', 'cancelled'));
 
 -- name: failed_children
 -- Children that a retry of their parent lets go on, too: all but those whose failure it handled, as
