@@ -152,7 +152,10 @@ class PoolProcess(asyncio.Protocol):
             value = await definition.function(*args, **kwargs)
             output = definition.returns.encode(value)
         except BaseException as error:
-            self.raised(body, describe_failure(definition, error))
+            if body.answered:
+                self._end(body)  # nobody wants to know what a cancelled body raised
+            else:
+                self.raised(body, describe_failure(definition, error))
         else:
             self.returned(body, output)
 

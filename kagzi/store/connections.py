@@ -151,7 +151,7 @@ class Connector:
         if not self.is_pooled:
             await connection.execute(
                 b"SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off;"
-                b" SET enable_hashjoin = off; SET enable_mergejoin = off"
+                b" SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off"
             )
 
     async def check_server(self) -> None:

@@ -26,6 +26,7 @@ from kagzi.store.connections import Connector, cancellations, heed_cancellation,
 from kagzi.store.direct import DirectConnection
 from kagzi.store.forms import (
     Values,
+    group_values,
     is_relaxed,
     make_statements,
     rows_values,
@@ -137,13 +138,12 @@ class FencedConnection:
             if not alone:
                 if faultpoints.reach is not None:
                     faultpoints.reach("copy.after")
-                await self._write_rows(connection, "write_rows", [], batch)
+                await self._write_rows(connection, batch, [])
                 await self._say(connection, "COMMIT")
             return []
         if batch.removes:
             await self._say(connection, "BEGIN")
-        name = "write_steps" if batch.only_steps else "write_rows"
-        inserted = await self._write_rows(connection, name, steps, batch)
+        inserted = await self._write_rows(connection, batch, steps)
         if batch.removes:
             await self._remove(connection, batch)
             await self._say(connection, "COMMIT")
@@ -160,28 +160,29 @@ class FencedConnection:
         if batch.only_steps and len(batch.steps) == 1 and not is_relaxed(batch.steps):
             result = await self._execute("write_step", step_values(*self._sealed(batch.steps)))
             return result.ntuples == 1
-        if batch.only_runs and len(batch.runs) == 1:
+        if batch.is_one_run:
             values = run_values(batch.runs[0], self._connector.sealer)
             return (await self._execute("write_run", values)).ntuples == 1
         return False
 
     async def _write_rows(
-        self,
-        connection: psycopg.AsyncConnection[Any],
-        name: str,
-        steps: list[Step],
-        batch: Batch,
+        self, connection: psycopg.AsyncConnection[Any], batch: Batch, steps: list[Step]
     ) -> int:
-        """Execute `write_steps` or `write_rows`; how many steps were inserted."""
+        """Write these steps and all else that the batch holds; how many steps were inserted."""
         values = steps_values(self._sealed(steps))
-        if name == "write_rows":
-            values.update(rows_values(batch, self._connector.sealer))
-        else:
+        if batch.only_steps:
+            name = "write_steps"
             values["relaxed"] = b"\1" if is_relaxed(steps) else b"\0"
+        elif batch.is_one_group:
+            name = "write_group"
+            values.update(group_values(batch.groups[0]))
+        else:
+            name = "write_rows"
+            values.update(rows_values(batch, self._connector.sealer))
         fence, inserted, released = read_counts(await self._execute(name, values))
         if fence == 0:
             raise LeaseLost(f"the lease of worker {self._worker_id} was ended by another worker")
-        if name == "write_rows" and released < len(batch.runs):
+        if released < len(batch.runs):
             await self._check_released(connection, batch)
         return inserted
 

@@ -1,7 +1,8 @@
 """The statements by which a batch is written, and their parameters.
 
-There are two for what stands alone, a step or a run that is let go of, since arrays and parts of a
-statement that have nothing to do take longer than the row itself; and two for everything else.
+Arrays, and parts of a statement that have nothing to do, take longer than a row itself. So there are
+statements for what stands alone (a step, or a run that is let go of), for the end of a group, for
+steps, and one for everything else.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from kagzi._core import (
     unnest_arrays,
 )
 from kagzi.payloads import Sealer
-from kagzi.store.rows import Batch, MemoRow, RunRow
+from kagzi.store.rows import Batch, GroupRow, MemoRow, RunRow
 from kagzi.store.statements import (
     BOOL_OID,
     BYTES,
@@ -92,14 +93,22 @@ _MEMO_COLUMNS: _Columns = (
 
 _STEP_NAMES = tuple(f"s{place}" for place in range(len(STEP_FIELD_OIDS)))
 _RUN_NAMES = tuple(f"r{place}" for place in range(len(_RUN_COLUMNS)))
+_GROUP_NAMES = tuple(f"g{place}" for place in range(len(_GROUP_COLUMNS)))
 
 
 def make_statements(queries: dict[str, str]) -> dict[str, Statement]:
-    """By name: `write_step`, `write_run`, `write_steps`, `write_rows`."""
+    """By name: `write_step`, `write_run`, `write_steps`, `write_group`, `write_rows`."""
     one_step = dict(zip(_STEP_NAMES, STEP_FIELD_OIDS, strict=True))
     one_run = {
         name: ELEMENT_OIDS[oid] for name, (_, oid) in zip(_RUN_NAMES, _RUN_COLUMNS, strict=True)
     }
+    one_group = dict(zip(_STEP_NAMES, STEP_COLUMN_OIDS, strict=True))
+    one_group.update(
+        {
+            name: ELEMENT_OIDS[oid]
+            for name, (_, oid) in zip(_GROUP_NAMES, _GROUP_COLUMNS, strict=True)
+        }
+    )
     many = {"relaxed": BOOL_OID, **dict(zip(_STEP_NAMES, STEP_COLUMN_OIDS, strict=True))}
     for letter, columns in (
         ("a", _ATTEMPT_COLUMNS),
@@ -110,7 +119,13 @@ def make_statements(queries: dict[str, str]) -> dict[str, Statement]:
         ("m", _MEMO_COLUMNS),
     ):
         many.update({f"{letter}{place}": oid for place, (_, oid) in enumerate(columns)})
-    types = {"write_step": one_step, "write_run": one_run, "write_steps": many, "write_rows": many}
+    types = {
+        "write_step": one_step,
+        "write_run": one_run,
+        "write_steps": many,
+        "write_group": one_group,
+        "write_rows": many,
+    }
     return {
         name: Statement(name, queries[name], {"worker_id": UUID_OID, **oids})
         for name, oids in types.items()
@@ -124,8 +139,19 @@ def step_values(step: Step) -> Values:
 
 def run_values(row: RunRow, sealer: Sealer | None) -> Values:
     """Parameters of `write_run`."""
+    return _row_values(_RUN_NAMES, _RUN_COLUMNS, row, sealer)
+
+
+def group_values(row: GroupRow) -> Values:
+    """Parameters of `write_group` but for the steps."""
+    return _row_values(_GROUP_NAMES, _GROUP_COLUMNS, row, None)
+
+
+def _row_values(
+    names: tuple[str, ...], columns: _Columns, row: Any, sealer: Sealer | None
+) -> Values:
     values: Values = {}
-    for name, (column, oid) in zip(_RUN_NAMES, _RUN_COLUMNS, strict=True):
+    for name, (column, oid) in zip(names, columns, strict=True):
         value = getattr(row, column)
         if oid == BYTES and value is not None and sealer is not None:
             value = sealer.seal(value)
@@ -134,7 +160,7 @@ def run_values(row: RunRow, sealer: Sealer | None) -> Values:
 
 
 def steps_values(steps: Sequence[Step]) -> Values:
-    """The parameters of `write_steps` and `write_rows` that are steps; sealed, if they are."""
+    """The parameters of `write_steps`, `write_group` and `write_rows` that are steps; sealed, if they are."""
     return dict(zip(_STEP_NAMES, unnest_arrays(steps), strict=True))
 
 

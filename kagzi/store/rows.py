@@ -136,9 +136,16 @@ class Batch:
         )
 
     @property
-    def only_runs(self) -> bool:
+    def is_one_run(self) -> bool:
+        """Whether it holds one run that is let go of, and nothing else."""
         others = (self.steps, self.attempts, self.groups, self.memos, self.marks)
-        return not (any(others) or self.removes)
+        return len(self.runs) == 1 and not (any(others) or self.removes)
+
+    @property
+    def is_one_group(self) -> bool:
+        """Whether it holds one group, steps, and nothing else."""
+        others = (self.attempts, self.runs, self.memos, self.marks)
+        return len(self.groups) == 1 and not (any(others) or self.removes)
 
     @property
     def removes(self) -> bool:

@@ -51,7 +51,7 @@ FROZEN = {"program": "group", "point": "batch.before", "victim": "freeze", "runs
 
 def no_fence() -> None:
     """Writes do not look at the worker's row."""
-    for name in ("write_step", "write_run", "write_steps", "write_rows"):
+    for name in ("write_step", "write_run", "write_steps", "write_group", "write_rows"):
         _rewrite(name, r"AND status <> 'ended' FOR SHARE", "")
     plain = FencedConnection.__init__
 
@@ -75,7 +75,7 @@ def visible_early() -> None:
 
 def blind_resend() -> None:
     """After an unknown outcome rows are sent as if they were new, and those refused as failed."""
-    for name in ("write_steps", "write_rows"):
+    for name in ("write_steps", "write_group", "write_rows"):
         _rewrite(name, r"(%\(s16\)s\) AS s\s+)ON CONFLICT DO NOTHING", r"\1")
     _rewrite("write_step", r"ON CONFLICT DO NOTHING", "")
 

@@ -197,6 +197,7 @@ FIRST_OF_ALL = {
     "write_step": {"workers_pkey"},
     "write_run": {"workers_pkey", "workflow_runs_pkey"},
     "write_steps": {"workers_pkey"},
+    "write_group": {"workers_pkey"},
     "write_rows": {"workers_pkey", "workflow_runs_pkey", "step_runs_pkey"},
     "insert_start": {"workers_pkey"},
     "insert_starts": {"workers_pkey"},
@@ -206,7 +207,7 @@ FIRST_OF_ALL = {
 # Questions of a person that count all runs, or all that are not finished.
 READ_ALL = {"list_versions", "list_queues", "count_to_check"}
 # Not statements for the planner, or prepared with the types of their parameters declared.
-NOT_PLANNED = {"begin_check", "write_rows", "write_run", "write_step", "write_steps"}
+NOT_PLANNED = {"begin_check", *make_statements(QUERIES)}
 
 
 @pytest.mark.parametrize("statement", sorted(QUERIES.keys() - READ_ALL - NOT_PLANNED))

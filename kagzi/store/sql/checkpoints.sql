@@ -14,6 +14,11 @@ run_id, step_id, function, status, output, error, input,
 unnest(%(s0)s, %(s1)s, %(s2)s, %(s3)s, %(s4)s, %(s5)s, %(s6)s, %(s7)s,
         %(s8)s, %(s9)s, %(s10)s, %(s11)s, %(s12)s, %(s13)s, %(s14)s, %(s15)s, %(s16)s)
 
+-- part: group_columns
+run_id, path, id, kind, size, strategy, group_limit,
+        parent_step_id, decision, decided_index, cached, succeeded, failed, started_at,
+        completed_at, wall_s, steps_s, longest_s, call_number, completed_number
+
 -- part: release
 -- Run `t`, let go of as `r` asks. A request made meanwhile holds unless the run has ended, and
         -- one that was taken back since its worker heard of it does not; news that the run did not
@@ -73,6 +78,21 @@ WITH fence AS MATERIALIZED ({fence}), inserted AS (
 SELECT (SELECT count(*) FROM fence), (SELECT count(*) FROM inserted),
     (SELECT count(*) FROM relaxed);
 
+-- name: write_group
+-- The row of one group with its last steps: what most groups end with. Index: primary keys.
+WITH fence AS MATERIALIZED ({fence}), inserted AS (
+    INSERT INTO {schema}.step_runs ({step_columns})
+    SELECT s.* FROM fence, {step_arrays} AS s
+    ON CONFLICT DO NOTHING
+    RETURNING 1
+), grouped AS (
+    INSERT INTO {schema}.parallel_groups ({group_columns})
+    SELECT %(g0)s, %(g1)s, %(g2)s, %(g3)s, %(g4)s, %(g5)s, %(g6)s, %(g7)s, %(g8)s, %(g9)s, %(g10)s,
+        %(g11)s, %(g12)s, %(g13)s, %(g14)s, %(g15)s, %(g16)s, %(g17)s, %(g18)s, %(g19)s FROM fence
+    ON CONFLICT DO NOTHING
+)
+SELECT (SELECT count(*) FROM fence), (SELECT count(*) FROM inserted), 0::int8;
+
 -- name: write_rows
 -- Everything else that a batch holds besides steps, and the steps of a small batch. Group and run
 -- rows carry absolute values, so sending them twice changes nothing. Indexes: primary keys.
@@ -89,9 +109,7 @@ WITH fence AS MATERIALIZED ({fence}), inserted AS (
         %(a7)s::timestamptz[]) AS a
     ON CONFLICT DO NOTHING
 ), grouped AS (
-    INSERT INTO {schema}.parallel_groups (run_id, path, id, kind, size, strategy, group_limit,
-        parent_step_id, decision, decided_index, cached, succeeded, failed, started_at,
-        completed_at, wall_s, steps_s, longest_s, call_number, completed_number)
+    INSERT INTO {schema}.parallel_groups ({group_columns})
     SELECT g.* FROM fence, unnest(%(g0)s::uuid[], %(g1)s::text[], %(g2)s::uuid[], %(g3)s::text[],
         %(g4)s::int[], %(g5)s::text[], %(g6)s::int[], %(g7)s::text[], %(g8)s::text[],
         %(g9)s::int[], %(g10)s::int[], %(g11)s::int[], %(g12)s::int[], %(g13)s::timestamptz[],
