@@ -19,6 +19,7 @@ from kagzi._core import LANE_ASYNC, LANE_CPU, LANE_THREAD
 from kagzi.codec import ArgumentsCodec, Codec, codec_for
 from kagzi.errors import InvalidDefinition, InvalidInput
 from kagzi.model import (
+    DEFAULT_QUEUE,
     MAX_NAME_BYTES,
     ContextBase,
     check_count,
@@ -67,6 +68,8 @@ class ChildOptions(NamedTuple):
     id: str | None = None
     priority: int | None = None
     on_parent_cancel: ChildPolicy = "cancel"
+    queue: str = DEFAULT_QUEUE
+    key: str = ""  # empty: none
 
 
 class Call(Generic[T_co]):
@@ -93,6 +96,8 @@ class Call(Generic[T_co]):
         limit: int | None = None,
         retry: Retry | None = None,
         timeout: float | timedelta | None = None,
+        queue: str | None = None,
+        key: str | None = None,
     ) -> Call[T_co]:
         """The same call with options of its own.
 
@@ -101,7 +106,17 @@ class Call(Generic[T_co]):
             limit: At most this many bodies of the function at once in the worker.
             retry: Replaces the step's retry policy. Its `on` must be exception types.
             timeout: Seconds for each attempt.
+            queue: Where a child run waits (a call of a workflow). Default: the default queue.
+            key: What the queue's limit per key counts by.
         """
+        child = None
+        if queue is not None or key is not None:
+            if not isinstance(self.definition, ChildDefinition):
+                raise InvalidInput(
+                    f"queue and key belong to child runs, and {self.definition.name!r} is a step: "
+                    "its bodies are bounded by limit="
+                )
+            child = ChildOptions(**check_line(queue, key))
         if retry is not None and not isinstance(retry, Retry):
             raise InvalidInput(f"retry must be a kagzi.Retry, got {retry!r}")
         if retry is not None and callable(retry.on) and not isinstance(retry.on, type):
@@ -116,6 +131,7 @@ class Call(Generic[T_co]):
             None if limit is None else check_count("limit", limit),
             retry,
             None if timeout is None else check_duration_s("timeout", timeout),
+            child,
         )
         return Call(self.definition, self.args, self.kwargs, choices)
 
@@ -335,6 +351,16 @@ async def _result_of_child(ctx: ContextBase, child_id: str) -> Any:
 
 
 _ID = codec_for(str)
+
+
+def check_line(queue: object, key: object) -> dict[str, Any]:
+    """Queue and key of a child run as they are stored. Raises `InvalidInput`."""
+    line = {}
+    if queue is not None:
+        line["queue"] = check_name("queue", queue, in_path=False)
+    if key is not None:
+        line["key"] = check_name("key", key, in_path=False)
+    return line
 
 
 def wants_context(function: Callable[..., Any]) -> bool:

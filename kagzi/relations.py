@@ -7,7 +7,15 @@ from typing import Any, Generic, TypeVar, overload
 from uuid import UUID
 
 from kagzi.codec import codec_for
-from kagzi.definition import Call, CallOptions, ChildMode, ChildOptions, ChildPolicy, Workflow
+from kagzi.definition import (
+    Call,
+    CallOptions,
+    ChildMode,
+    ChildOptions,
+    ChildPolicy,
+    Workflow,
+    check_line,
+)
 from kagzi.errors import InvalidInput
 from kagzi.host import Host, StepFuture, StepRequest
 from kagzi.model import ContextBase, check_duration_s, check_name
@@ -63,6 +71,8 @@ class Relations(ContextBase):
         *args: Any,
         id: str | None = None,  # noqa: A002 - the public option has this name
         priority: int | None = None,
+        queue: str | None = None,
+        key: str | None = None,
         on_parent_cancel: ChildPolicy = "cancel",
         **kwargs: Any,
     ) -> StepFuture[T]:
@@ -75,13 +85,16 @@ class Relations(ContextBase):
         Args:
             id: The child's id, unique per workflow. Default: made of the parent's and the step's.
             priority: Default: the parent's.
+            queue: Where it waits, for a limit over all workers. Default: the default queue.
+            key: What the queue's limit per key counts by, such as a customer.
             on_parent_cancel: "cancel" ends it when the parent is cancelled; "abandon" does not.
 
         Raises:
             StepFailed: When awaited: the child failed (`is_a(kagzi.ChildFailed)`).
             RunConflict: When awaited: the id belongs to a run that is no child of this step.
         """
-        return self._begin(_child(workflow, "run", args, kwargs, id, priority, on_parent_cancel))
+        options = _options(id, priority, queue, key, on_parent_cancel)
+        return self._begin(_child(workflow, "run", args, kwargs, options))
 
     def start_child(
         self,
@@ -90,11 +103,17 @@ class Relations(ContextBase):
         *args: Any,
         id: str | None = None,  # noqa: A002 - the public option has this name
         priority: int | None = None,
+        queue: str | None = None,
+        key: str | None = None,
         on_parent_cancel: ChildPolicy = "cancel",
         **kwargs: Any,
     ) -> StepFuture[ChildHandle[T]]:
-        """Start another workflow; awaits to its handle as soon as the start is durable."""
-        call = _child(workflow, "start", args, kwargs, id, priority, on_parent_cancel)
+        """Start another workflow; awaits to its handle as soon as the start is durable.
+
+        See `run_child` for the arguments.
+        """
+        options = _options(id, priority, queue, key, on_parent_cancel)
+        call = _child(workflow, "start", args, kwargs, options)
         return self._begin(call, lambda ids: ChildHandle(self, workflow, ids))
 
     def _begin(self, call: Call[Any], shape: Any = None) -> StepFuture[Any]:
@@ -176,12 +195,20 @@ def _child(
     mode: ChildMode,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    id: str | None,  # noqa: A002 - as above
-    priority: int | None,
-    on_parent_cancel: ChildPolicy,
+    options: ChildOptions,
 ) -> Call[Any]:
     if not isinstance(workflow, Workflow):
         raise InvalidInput(f"a child run needs a workflow, got {workflow!r}")
+    return Call(workflow.as_step(mode), args, kwargs, CallOptions(child=options))
+
+
+def _options(
+    id: str | None,  # noqa: A002 - as above
+    priority: int | None,
+    queue: str | None,
+    key: str | None,
+    on_parent_cancel: ChildPolicy,
+) -> ChildOptions:
     if on_parent_cancel not in ("cancel", "abandon"):
         raise InvalidInput(
             f"on_parent_cancel must be 'cancel' or 'abandon', got {on_parent_cancel!r}"
@@ -190,8 +217,7 @@ def _child(
         raise InvalidInput(f"priority must be a 32-bit int, got {priority!r}")
     if id is not None:
         check_name("run id", id, in_path=False)
-    options = ChildOptions(id, priority, on_parent_cancel)
-    return Call(workflow.as_step(mode), args, kwargs, CallOptions(child=options))
+    return ChildOptions(id, priority, on_parent_cancel, **check_line(queue, key))
 
 
 # Its name is in every recorded run: it stays when the function moves.

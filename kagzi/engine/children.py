@@ -83,6 +83,8 @@ class Children:
                 version=workflow.version,
                 payload=step.input,
                 priority=options.priority,
+                queue=options.queue,
+                queue_key=options.key,
                 policy=options.on_parent_cancel,
                 worker_id=self._worker_id,
                 parent_id=self._run_id,

@@ -1,8 +1,8 @@
 """The statements by which a batch is written, and their parameters.
 
-Arrays, and parts of a statement that have nothing to do, take longer than a row itself. So there are
-statements for what stands alone (a step, or a run that is let go of), for the end of a group, for
-steps, and one for everything else.
+Arrays, and parts of a statement that have nothing to do, take longer than a row itself. So there
+are statements for what stands alone (a step, or a run that is let go of), for the end of a group,
+for steps, and one for everything else.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def _row_values(
 
 
 def steps_values(steps: Sequence[Step]) -> Values:
-    """The parameters of `write_steps`, `write_group` and `write_rows` that are steps; sealed, if they are."""
+    """Parameters of `write_steps`, and those of `write_group` and `write_rows` that are steps."""
     return dict(zip(_STEP_NAMES, unnest_arrays(steps), strict=True))
 
 

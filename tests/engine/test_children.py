@@ -257,6 +257,9 @@ async def bad_calls(ctx: Context, folder: str) -> list[str]:
         lambda: ctx.run_child(child, folder, "x", priority="high"),  # type: ignore[arg-type]
         lambda: ctx.run_child(child, folder, 3),
         lambda: ctx.run_child(child, folder, "x", id=""),
+        lambda: ctx.run_child(child, folder, "x", queue=""),
+        lambda: ctx.start_child(child, folder, "x", key=7),  # type: ignore[arg-type]
+        lambda: ctx.parallel("g", steps.add.bind(1, 2).options(queue="q")),
     ):
         try:
             await attempt()
@@ -272,7 +275,7 @@ async def takes_a_name(ctx: Context, folder: str, name: str) -> str:
 
 async def test_bad_calls_are_refused_and_start_nothing(engine: Engine, witness: Witness) -> None:
     before = await engine.count("workflow_runs")
-    assert len(await engine.run(bad_calls, witness.folder)) == 5
+    assert len(await engine.run(bad_calls, witness.folder)) == 8
     assert await engine.count("workflow_runs") == before + 1
 
 

@@ -357,3 +357,31 @@ async def test_runs_are_listed_by_queue(
     (run,) = json.loads(found.stdout)
     assert (run["id"], run["queue"], run["key"]) == ("a", "mail", None)
     assert len(await rows(dsn, "SELECT id FROM kagzi.workflow_runs")) == 2
+
+
+# --- child runs -----------------------------------------------------------------------------
+
+
+@kagzi.workflow
+async def queues_children(ctx: Context, folder: str) -> list[str]:
+    calls = [shown.bind(folder, f"{n}").options(queue="narrow", key=f"k{n}") for n in range(6)]
+    group = await ctx.parallel_vec("group", calls)
+    alone = await ctx.run_child(shown, folder, "alone", queue="narrow")
+    handle = await ctx.start_child(shown, folder, "started", queue="narrow", key="k")
+    return [*group, alone, await handle.result()]
+
+
+async def test_child_runs_wait_in_the_queue_that_they_are_given(
+    three: Engine, witness: Witness
+) -> None:
+    """While the parent, which holds no place there, waits for them."""
+    await three.client.set_queue("narrow", concurrency=1)
+    handle = await three.start(queues_children, witness.folder)
+    assert await handle.result(PATIENCE_S) == [*"012345", "alone", "started"]
+    entries = [entry[0] for entry in witness.entries]
+    assert entries == ["+", "-"] * 8, "one at a time"
+    query = "SELECT queue, queue_key, apart FROM kagzi.workflow_runs WHERE parent_run_id = %(id)s"
+    lines = [(f"k{n}", True) for n in range(6)] + [("", True), ("k", True)]
+    assert sorted(await three.rows(query, id=handle.run_id)) == sorted(
+        ("narrow", *line) for line in lines
+    )

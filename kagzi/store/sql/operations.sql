@@ -112,10 +112,13 @@ WITH fence AS MATERIALIZED (
     FOR SHARE OF r
 ), added AS (
     INSERT INTO {schema}.workflow_runs (id, external_id, workflow, version, priority, input,
-        wake_at, created_at, parent_run_id, parent_step_id, on_parent_cancel)
+        wake_at, created_at, queue, queue_key, apart, parent_run_id, parent_step_id,
+        on_parent_cancel)
     SELECT %(id)s, %(external_id)s, %(workflow)s, %(version)s,
         coalesce(%(priority)s::int, parent.priority), %(input)s,
-        {schema}.now_at(), {schema}.now_at(), parent.id, %(parent_step_id)s, %(on_parent_cancel)s
+        {schema}.now_at(), {schema}.now_at(), %(queue)s::text, %(queue_key)s,
+        EXISTS (SELECT FROM {schema}.queues WHERE name = %(queue)s::text AND apart), parent.id,
+        %(parent_step_id)s, %(on_parent_cancel)s
     FROM parent
     ON CONFLICT DO NOTHING
     RETURNING 1
