@@ -143,7 +143,7 @@ class Store:
             connector.conninfo(),
             kwargs=connector.options,
             min_size=1,
-            max_size=MOST_CONNECTIONS,
+            max_size=MOST_CONNECTIONS - 1,  # the lane is one, too
             timeout=POOL_TIMEOUT_S,
             configure=connector.configure,
             reset=no_reset,

@@ -74,5 +74,7 @@ SELECT step_id, attempt, started_at, completed_at, error, process_id, retry_at
 FROM {schema}.step_attempts WHERE run_id = %(id)s ORDER BY started_at, step_id, attempt;
 
 -- name: notify
--- Wakes whoever listens on the channel. The payload is empty: listeners look for themselves.
-SELECT pg_catalog.pg_notify(%(channel)s, '');
+-- Wakes whoever listens on the channel. The payload is empty: listeners look for themselves. The
+-- server makes a commit of it, and nobody has to wait until that is on the disk.
+SELECT pg_catalog.set_config('synchronous_commit', 'off', true),
+    pg_catalog.pg_notify(%(channel)s, '');
