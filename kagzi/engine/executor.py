@@ -25,6 +25,8 @@ from kagzi._core import (
 
 POOL_LANES = (LANE_ASYNC, LANE_THREAD, LANE_CPU)
 NO_LIMIT = 1 << 31
+# To wake a second process, and to commit what comes from it apart, takes longer than this.
+TOGETHER_US = 1000.0
 
 
 class Link(Protocol):
@@ -51,6 +53,7 @@ class Executor:
         self._processes: list[Link] = []
         self._own: list[Link] = []
         self._first = 0
+        self._body_us = TOGETHER_US  # how long async bodies took lately
         self._called = False
         self._resumed: dict[int, list[Callable[[], None]]] = {}
         self._ended: dict[int, list[asyncio.Future[None]]] = {}
@@ -94,8 +97,11 @@ class Executor:
             if not waiter.done():
                 waiter.set_result(None)
 
-    def finished(self, steps: Iterable[Step]) -> None:
+    def finished(self, steps: list[Step]) -> None:
         """Steps that the scheduler itself has finished."""
+        last = steps[-1]
+        if last.lane == LANE_ASYNC:
+            self._body_us += (last.completed_us - last.started_us - self._body_us) / 4
         if self._resumed or self._ended:
             for step in steps:
                 self.finish(step)
@@ -148,9 +154,15 @@ class Executor:
         order = processes[self._first :] + processes[: self._first]
         if count > 1:
             order.sort(key=_held)
+        together = self._belongs_together(ready)
         for place, link in enumerate(order):
             # An equal share for each process that is left, the idlest first.
-            ready -= self._begin(link, -(-ready // (count - place)))
+            share = ready if together else -(-ready // (count - place))
+            ready -= self._begin(link, share)
+
+    def _belongs_together(self, ready: int) -> bool:
+        """Whether all that is ready takes one process less time than it takes to wake another."""
+        return ready * self._body_us < TOGETHER_US and self.scheduler.ready(LANE_ASYNC) == ready
 
     def _begin(self, link: Link, most: int) -> int:
         """Begin what fits; how many steps were new."""
