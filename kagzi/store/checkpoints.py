@@ -13,7 +13,7 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from uuid import UUID
 
-from kagzi._core import Step
+from kagzi._core import Step, row_bytes
 from kagzi.background import begin_apart, cancel_all
 from kagzi.errors import KagziError
 from kagzi.store.rows import AttemptRow, Batch, GroupRow, Mark, MemoRow, RunRow, StoredStep
@@ -21,8 +21,9 @@ from kagzi.store.rows import AttemptRow, Batch, GroupRow, Mark, MemoRow, RunRow,
 logger = logging.getLogger("kagzi.store")
 
 MOST_ROWS = 512
-MOST_BYTES = 1 << 20
+MOST_BYTES = 2 << 20
 LARGE_BYTES = 256 << 10
+MOST_UNWRITTEN = 24 << 20
 
 Write = Callable[[Batch], Awaitable[list[tuple[Step, StoredStep]]]]
 
@@ -41,6 +42,9 @@ class CheckpointWriter:
         on_stored: Told of a step that was stored before.
         on_refused: Told of a step whose row was refused; makes it a failed one.
         on_lost: Told once of the error after which nothing can be written any more.
+        on_full: Told when more than `MOST_UNWRITTEN` bytes wait to be written, and with False when
+            less than half of that do. What makes more of them should wait meanwhile, as far as
+            nothing that is written waits for it.
     """
 
     def __init__(
@@ -50,12 +54,14 @@ class CheckpointWriter:
         on_stored: Callable[[Step, StoredStep], None],
         on_refused: Callable[[Step, Exception], None],
         on_lost: Callable[[BaseException], None],
+        on_full: Callable[[bool], None] = lambda _: None,
     ) -> None:
         self._write = write
         self._write_large = write_large
         self._on_stored = on_stored
         self._on_refused = on_refused
         self._on_lost = on_lost
+        self._on_full = on_full
         self._open = Batch()
         self._full: deque[Batch] = deque()
         self._task: asyncio.Task[None] | None = None
@@ -65,6 +71,8 @@ class CheckpointWriter:
         self._large_of: Counter[bytes] = Counter()  # in flight, by run
         self._held_back: dict[bytes, tuple[RunRow, Callable[[], None] | None]] = {}
         self.lost: BaseException | None = None
+        self.unwritten_bytes = 0  # of steps
+        self.is_full = False
         self.batches = 0
         self.rows = 0
 
@@ -74,7 +82,12 @@ class CheckpointWriter:
         """Append settled steps. None of them larger than `LARGE_BYTES`."""
         start = 0
         while start < len(steps):
-            start = self._room().take_steps(steps, start, MOST_ROWS, MOST_BYTES)
+            batch = self._room()
+            before = batch.nbytes
+            start = batch.take_steps(steps, start, MOST_ROWS, MOST_BYTES)
+            self.unwritten_bytes += batch.nbytes - before
+        if self.unwritten_bytes > MOST_UNWRITTEN:
+            self._look_how_full()
         self._start()
 
     def put_large(self, step: Step, committed: Callable[[], None]) -> None:
@@ -85,6 +98,8 @@ class CheckpointWriter:
         if self.lost is not None:
             return
         self._large_of[step.run_id] += 1
+        self.unwritten_bytes += row_bytes(step)
+        self._look_how_full()
 
         def start() -> None:
             task = begin_apart(self._commit_large(step, committed))
@@ -181,6 +196,9 @@ class CheckpointWriter:
                 self._writing = batch
                 await self._commit(batch, self._write)
                 self._writing = None
+                self.unwritten_bytes -= batch.nbytes
+                if self.is_full:
+                    self._look_how_full()
                 for callback in batch.after:
                     callback()
         except asyncio.CancelledError:
@@ -195,7 +213,16 @@ class CheckpointWriter:
             self.lost = error
             self._full.clear()
             self._open = Batch()
+            self.unwritten_bytes = 0
+            self._look_how_full()
             self._on_lost(error)
+
+    def _look_how_full(self) -> None:
+        most = MOST_UNWRITTEN // 2 if self.is_full else MOST_UNWRITTEN
+        is_full = self.unwritten_bytes > most and self.lost is None
+        if is_full != self.is_full:
+            self.is_full = is_full
+            self._on_full(is_full)
 
     async def _commit(self, batch: Batch, write: Write) -> None:
         try:
@@ -246,6 +273,8 @@ class CheckpointWriter:
             async with self._large_turn:
                 if self.lost is None:
                     await self._commit(batch, self._write_large)
+                    self.unwritten_bytes -= batch.nbytes
+                    self._look_how_full()
                     committed()
                     self._large_through(step.run_id)
         except asyncio.CancelledError:

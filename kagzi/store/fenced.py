@@ -1,17 +1,18 @@
 """A worker's fenced connection: commits batches, each in one transaction behind the fence.
 
 Three forms, by size: a step or run that stands alone by a statement of its own; up to `UNNEST_MOST`
-steps by one prepared INSERT over arrays; above that by binary COPY with its BEGIN, fence and COMMIT
-in one message. Never more than five statements. After a connection is lost while a commit is under
-way nobody knows its outcome: the batch is sent again in the form over arrays, which changes nothing
-that is there already, and what was there is read back.
+steps, or several with up to `UNNEST_BYTES`, by one prepared INSERT over arrays; above that by
+binary COPY with its BEGIN, fence and COMMIT in one message. Never more than five statements. After
+a connection is lost while a commit is under way nobody knows its outcome: the batch is sent again
+in the form over arrays, which changes nothing that is there already, and what was there is read
+back.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any
 from uuid import UUID
 
@@ -19,7 +20,7 @@ import psycopg
 from psycopg import generators, pq
 
 from kagzi import faultpoints
-from kagzi._core import STEP_COLUMNS, Step, copy_rows
+from kagzi._core import STEP_COLUMNS, Step, copy_rows, row_bytes
 from kagzi.errors import LeaseLost
 from kagzi.store.checkpoints import ContentRefused
 from kagzi.store.connections import Connector, cancellations, heed_cancellation, is_outage
@@ -43,6 +44,10 @@ from kagzi.store.statements import raise_failure, read_counts
 logger = logging.getLogger("kagzi.store")
 
 UNNEST_MOST = 64
+UNNEST_BYTES = 512 << 10
+PIECE_BYTES = 256 << 10
+COPY_HEADER_BYTES = 19
+COPY_TRAILER_BYTES = 2
 BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 FENCE_SHUT = "KZ001"
 
@@ -130,7 +135,7 @@ class FencedConnection:
         steps = batch.steps
         if await self._write_alone(batch):
             return []
-        if not careful and len(steps) > UNNEST_MOST and not batch.removes:
+        if not careful and _is_for_copy(batch):
             alone = batch.only_steps
             if faultpoints.reach is not None:
                 faultpoints.reach("copy.before")
@@ -246,8 +251,8 @@ class FencedConnection:
         if commit and is_relaxed(steps):
             begin += b"SET LOCAL synchronous_commit = off; "
         start = begin + self._copy_start + (b"; COMMIT" if commit else b"")
-        data = copy_rows(self._sealed(steps))
-        await self._direct.wait(_copy_messages(connection, start, data))
+        rows = _pieces(self._sealed(steps))
+        await self._direct.wait(_copy_messages(connection, start, rows))
 
     async def _rollback(self) -> None:
         if self._direct.current is not None:
@@ -257,8 +262,33 @@ class FencedConnection:
                 await self.close()
 
 
+def _is_for_copy(batch: Batch) -> bool:
+    """Whether the rows are many, or several that hold much: the server reads those as they come."""
+    count = len(batch.steps)
+    if count <= UNNEST_MOST and (count == 1 or batch.nbytes <= UNNEST_BYTES):
+        return False
+    return not batch.removes
+
+
+def _pieces(steps: list[Step]) -> Iterator[memoryview]:
+    """The rows of a COPY, built while those before them are on their way.
+
+    Each piece begins as a stream does and ends as one: between pieces both are left out.
+    """
+    start, count = 0, len(steps)
+    while start < count:
+        end, nbytes = start, 0
+        while end < count and nbytes < PIECE_BYTES:
+            nbytes += row_bytes(steps[end])
+            end += 1
+        data = memoryview(copy_rows(steps[start:end]))
+        stop = len(data) if end == count else -COPY_TRAILER_BYTES
+        yield data[COPY_HEADER_BYTES if start else 0 : stop]
+        start = end
+
+
 def _copy_messages(
-    connection: psycopg.AsyncConnection[Any], start: bytes, data: bytes
+    connection: psycopg.AsyncConnection[Any], start: bytes, rows: Iterator[memoryview]
 ) -> Generator[Any, Any, None]:
     """Statements that end in (or go on after) a COPY, and its data: two round trips in all.
 
@@ -272,9 +302,10 @@ def _copy_messages(
         raise psycopg.OperationalError("the server did not ask for the rows of a COPY")
     if faultpoints.reach is not None:
         faultpoints.reach("copy.open")
-    view = memoryview(data)
-    for place in range(0, len(view), 1 << 18):
-        while pgconn.put_copy_data(view[place : place + (1 << 18)]) == 0:
+    for place, piece in enumerate(rows):
+        while place and pgconn.flush():  # or libpq would gather them all in its own buffer
+            yield psycopg.waiting.Wait.W
+        while pgconn.put_copy_data(piece) == 0:
             yield psycopg.waiting.Wait.W
     while pgconn.put_copy_end() == 0:
         yield psycopg.waiting.Wait.W

@@ -195,7 +195,7 @@ async def test_batch_is_capped_by_its_bytes() -> None:
     await bench.finish()
     sizes = [batch.nbytes for batch in bench.store.committed]
     assert max(sizes) < MOST_BYTES + LARGE_BYTES
-    assert len(sizes) == 1 + math.ceil(20 / 5)
+    assert len(sizes) == 1 + math.ceil(20 / math.ceil(MOST_BYTES / big))
 
 
 async def test_single_step_is_written_at_once_when_nothing_is_in_flight() -> None:
