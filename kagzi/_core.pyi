@@ -272,6 +272,12 @@ class FrameWriter:
             ValueError: A kind outside 0 to 255, or more than 2**31 - 1 bytes.
             OverflowError: Another number that its field cannot hold.
         """
+    def add_head(
+        self, kind: int, number: int, first: int, second: int, head: bytes, body_size: int
+    ) -> None:
+        """Pack one message up to its body, which is not copied: it has to go to the socket behind
+        what `take` gives. Raises what `add` raises.
+        """
     def add_step(self, kind: int, step: Step, function_number: int) -> None:
         """`add(kind, step.number, function_number, step.attempt | step.timeout_us << 16,
         step.run_id + step.id as UTF-8, step.input)`.

@@ -974,7 +974,7 @@ cdef class FrameWriter:
 
     cdef inline char* begin(
         self, int kind, uint64_t number, int64_t first, int64_t second, Py_ssize_t head,
-        Py_ssize_t body,
+        Py_ssize_t body, bint with_body=True,
     ) except NULL:
         """Room for head and body, after the fields before them."""
         cdef char* to
@@ -982,7 +982,7 @@ cdef class FrameWriter:
             raise ValueError(f"kind {kind}: kinds are 0 to 255")
         if head > MOST_BYTES - FIXED_BYTES or body > MOST_BYTES - FIXED_BYTES - head:
             raise ValueError(f"a message holds at most {MOST_BYTES} bytes")
-        to = extend(&self.buffer, PREFIX_BYTES + FIXED_BYTES + head + body)
+        to = extend(&self.buffer, PREFIX_BYTES + FIXED_BYTES + head + (body if with_body else 0))
         put_le32(to, <uint32_t>(FIXED_BYTES + head + body))
         to[4] = <char>kind
         put_le64(to + 5, number)
@@ -1005,6 +1005,17 @@ cdef class FrameWriter:
         cdef char* to = self.begin(kind, number, first, second, head_size, body_size)
         memcpy(to, PyBytes_AS_STRING(head), head_size)
         memcpy(to + head_size, PyBytes_AS_STRING(body), body_size)
+
+    def add_head(
+        self, int kind, uint64_t number, int64_t first, int64_t second, bytes head not None,
+        Py_ssize_t body_size,
+    ):
+        cdef Py_ssize_t head_size = PyBytes_GET_SIZE(head)
+        cdef char* to
+        if body_size < 0:
+            raise ValueError(f"a body of {body_size} bytes cannot follow")
+        to = self.begin(kind, number, first, second, head_size, body_size, False)
+        memcpy(to, PyBytes_AS_STRING(head), head_size)
 
     def add_step(self, int kind, Step step not None, int64_t function_number):
         cdef Py_ssize_t id_size, body_size

@@ -358,6 +358,14 @@ class FrameWriter:
         check(len(message) <= MOST_BYTES, "length")
         self._packed += struct.pack("<I", len(message)) + message
 
+    def add_head(self, kind, number, first, second, head, body_size):
+        check(body_size >= 0, "body")
+        before = len(self._packed)
+        self.add(kind, number, first, second, head, bytes(body_size))
+        end = len(self._packed) - body_size
+        assert end > before
+        self._packed = self._packed[:end]
+
     def add_step(self, kind, step, function_number):
         check(len(step.run_id) == 16, "run id")
         check(0 <= step.attempt < 2**16, "attempt")

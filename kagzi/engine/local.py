@@ -14,6 +14,7 @@ from typing import Any
 
 from kagzi._core import LANE_OWN_ASYNC, LANE_OWN_CPU, LANE_OWN_THREAD, Place, Step
 from kagzi.codec.failures import describe_exception
+from kagzi.engine.turns import Turns
 from kagzi.errors import StepTimeout
 from kagzi.host import current
 from kagzi.model import StepInfo
@@ -65,6 +66,7 @@ class LocalPlace:
         self._failed = failed
         self._ended = ended
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._turns = Turns(loop)
         self._threads = ThreadPoolExecutor(THREADS, "kagzi-step")
 
     def start(self, steps: list[Step]) -> None:
@@ -82,6 +84,10 @@ class LocalPlace:
     def suspended(self, step: Step) -> None:
         pass
 
+    def hold(self, held: bool) -> None:
+        """Let no more bodies begin while `held`; those that have begun go on."""
+        self._turns.hold(held)
+
     async def close(self) -> None:
         tasks = list(self._tasks.values())
         for task in tasks:
@@ -92,6 +98,8 @@ class LocalPlace:
     async def _run(self, step: Step) -> None:
         definition = step.definition
         number = step.number
+        if self._turns.held:
+            await self._turns.wait()  # cancelled here, it has not begun
         step.started_us = time.time_ns() // 1000
         step.process_id = 0
         current.set(_Running(step))

@@ -92,6 +92,15 @@ class Threads:
         self._lock = threading.Lock()
         self._waiting: set[int] = set()
         self._answers: list[tuple[Body, bytes | Failure]] = []
+        self._may_begin = threading.Event()
+        self._may_begin.set()
+
+    def hold(self, held: bool) -> None:
+        """Let no more bodies begin while `held`."""
+        if held:
+            self._may_begin.clear()
+        else:
+            self._may_begin.set()
 
     def put(self, body: Body) -> None:
         lane = body.lane
@@ -115,6 +124,7 @@ class Threads:
         bodies = self._queues[lane]
         while True:
             body = bodies.get()
+            self._may_begin.wait()
             with self._lock:
                 if body.number not in self._waiting:
                     continue

@@ -28,6 +28,7 @@ from kagzi._core import FrameReader, FrameWriter
 from kagzi.codec.failures import describe_exception
 from kagzi.definition import Definition, StepFunction
 from kagzi.engine.tasks import install_factory
+from kagzi.engine.turns import Turns
 from kagzi.errors import InvalidDefinition, StepTimeout
 from kagzi.host import current
 from kagzi.pool import wire
@@ -55,17 +56,28 @@ class PoolProcess(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._threads = Threads(self)
         self._loop = asyncio.get_running_loop()
+        self._turns = Turns(self._loop)
         self.ended = self._loop.create_future()
 
     # --- the socket -------------------------------------------------------------------------
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport  # type: ignore[assignment]
+    def connection_made(self, transport: Any) -> None:
+        transport.set_write_buffer_limits(high=wire.MOST_UNSENT_BYTES)
+        self._transport = transport
         self.send(wire.READY, os.getpid())
 
     def connection_lost(self, exc: Exception | None) -> None:
         # The coordinator is gone, whatever it was: nobody can use a result from here.
         os._exit(0)
+
+    def pause_writing(self) -> None:
+        # What has not begun waits. Nothing that the coordinator needs to go on does.
+        self._turns.hold(True)
+        self._threads.hold(True)
+
+    def resume_writing(self) -> None:
+        self._turns.hold(False)
+        self._threads.hold(False)
 
     def data_received(self, data: bytes) -> None:
         for message in self._reader.feed(data):
@@ -93,6 +105,10 @@ class PoolProcess(asyncio.Protocol):
         body: bytes = b"",
     ) -> None:
         """Put a message into the frame that goes out at the end of this turn of the loop."""
+        if len(body) >= wire.LARGE_BYTES and self._transport is not None:
+            self._out.add_head(kind, number, first, second, head, len(body))
+            self._transport.writelines((self._out.take(), body))
+            return
         self._out.add(kind, number, first, second, head, body)
         if not self._flushing:
             self._flushing = True
@@ -100,7 +116,7 @@ class PoolProcess(asyncio.Protocol):
 
     def _flush(self) -> None:
         self._flushing = False
-        if self._transport is not None:
+        if self._transport is not None and len(self._out):
             self._transport.write(self._out.take())
 
     # --- beginning --------------------------------------------------------------------------
@@ -140,6 +156,8 @@ class PoolProcess(asyncio.Protocol):
 
     async def _run(self, body: Body) -> None:
         """An async body, on the loop."""
+        if self._turns.held:
+            await self._turns.wait()
         definition = body.definition
         body.cell = self.marks.begin(body.number)
         body.started_us = time.time_ns() // 1000

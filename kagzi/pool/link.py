@@ -158,6 +158,16 @@ class PoolLink(asyncio.Protocol):
         for message in rest:
             self._receive(message)
 
+    def hold(self, held: bool) -> None:
+        """Leave what the process sends in the socket, and what does not fit there with it."""
+        transport = self._transport
+        if transport is None or transport.is_closing() or transport.is_reading() is not held:
+            return
+        if held:
+            transport.pause_reading()
+        else:
+            transport.resume_reading()
+
     def _receive(self, message: Message) -> None:
         kind, number, first, second, head, body = message
         if kind == wire.READY:

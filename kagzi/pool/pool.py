@@ -74,6 +74,7 @@ class Pool:
         self._quarantine: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
         self._closing = False
+        self._is_held = False
         self.started = 0
         self.deaths = 0
         _pools.add(self)
@@ -106,6 +107,13 @@ class Pool:
         for link in links:
             link.cells = None
         self._links.clear()
+
+    def hold(self, held: bool) -> None:
+        """Take nothing from the processes while `held`; soon they begin no more bodies either."""
+        self._is_held = held
+        for link in self._links:
+            if link.joined:
+                link.hold(held)
 
     @property
     def process_ids(self) -> list[int]:
@@ -156,6 +164,7 @@ class Pool:
             raise PoolStartFailed("a pool process ended as soon as it was ready")
         self.started += 1
         link.joined = True
+        link.hold(self._is_held)
         self.executor.add_link(link)
         return link
 

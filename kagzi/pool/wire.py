@@ -31,3 +31,8 @@ CELLS = 4096
 
 THREADS = 8
 ASYNC_ROOM = 1000
+
+# A process writes an answer of so many bytes at once, as it is; smaller ones gather to frames. With
+# more than MOST_UNSENT_BYTES that the coordinator has not taken it begins no more bodies.
+LARGE_BYTES = 16 << 10
+MOST_UNSENT_BYTES = 4 << 20

@@ -147,6 +147,7 @@ class Worker:
             _restore,
             _refuse,
             self._lose,
+            self._hold,
         )
         self._transactions = Transactions(connector, self.worker_id, self.history, self._lose)
         self.answers = Answers(self)
@@ -329,6 +330,12 @@ class Worker:
             self.loop.call_soon_threadsafe(function, *args)
         except RuntimeError:  # the loop is closed already
             logger.warning("the loop of worker %s is closed", self.worker_id)
+
+    def _hold(self, held: bool) -> None:
+        """Let results wait where they are made, while so many here are not written yet."""
+        self._local_place.hold(held)
+        if self.pool is not None:
+            self.pool.hold(held)
 
     def _lose(self, error: BaseException) -> None:
         """Nothing can be written any more: stop every run where it is."""

@@ -49,6 +49,25 @@ def test_writer_packs_what_its_twin_packs(messages):
     assert pack(messages) == pack(messages, reference)
 
 
+@given(MESSAGES)
+def test_a_body_that_goes_its_own_way_follows_its_head(messages):
+    data, ours, twins = b"", core.FrameWriter(), reference.FrameWriter()
+    for *fields, head, body in messages:
+        ours.add_head(*fields, head, len(body))
+        twins.add_head(*fields, head, len(body))
+        packed = ours.take()
+        assert packed == twins.take()
+        data += packed + body
+    assert data == pack(messages)
+
+
+def test_a_body_of_no_size_is_refused():
+    with pytest.raises(ValueError, match="cannot follow"):
+        core.FrameWriter().add_head(1, 1, 0, 0, b"", -1)
+    with pytest.raises(ValueError, match="at most"):
+        core.FrameWriter().add_head(1, 1, 0, 0, b"", 2**31)
+
+
 @given(MESSAGES, st.lists(st.integers(0), max_size=12))
 def test_messages_come_back_whole_whatever_the_pieces(messages, places):
     reader, twin = core.FrameReader(), reference.FrameReader()
