@@ -27,6 +27,8 @@ from kagzi.registry import as_call, definition_of
 from kagzi.relations import Relations
 from kagzi.scope import Scope, keyed_ids, member_ids
 
+JOINED_BYTES = 1 << 20
+
 T = TypeVar("T")
 A = TypeVar("A")
 A1 = TypeVar("A1")
@@ -556,17 +558,30 @@ class Groups(Relations):
         )
 
 
-def decoded(request: GroupRequest, values: list[bytes | None]) -> list[Any]:
-    """A group's results, typed by each step's own return annotation; None where it failed."""
+def decoded(request: GroupRequest, values: list[Any]) -> list[Any]:
+    """A group's results, typed by each step's own return annotation; None where it failed.
+
+    The list is the one of the encoded values: each is gone when it is decoded.
+    """
     definitions = request.definitions
     if not definitions:
         return []
     first = definitions[0]
     if first.returns.plain and definitions.count(first) == len(definitions) and None not in values:
-        joined = b"[" + b",".join(values) + b"]"  # type: ignore[arg-type]
+        count, nbytes = len(values), sum(map(len, values))
+        at_once = count if nbytes <= JOINED_BYTES else max(1, count * JOINED_BYTES // nbytes)
+        for start in range(0, count, at_once):
+            values[start : start + at_once] = _decoded(first, values[start : start + at_once])
+        return values
+    for place, (definition, value) in enumerate(zip(definitions, values, strict=True)):
+        values[place] = None if value is None else definition.returns.decode(value)
+    return values
+
+
+def _decoded(definition: Definition, values: list[bytes]) -> list[Any]:
+    """Results of plain types, by one call if it can be."""
+    if len(values) > 1:
+        joined = b"[" + b",".join(values) + b"]"
         if b"[ " not in joined and b", " not in joined:  # no integer beyond 64 bits, at a glance
             return orjson.loads(joined)  # type: ignore[no-any-return]
-    return [
-        None if value is None else definition.returns.decode(value)
-        for definition, value in zip(definitions, values, strict=True)
-    ]
+    return [definition.returns.decode(value) for value in values]

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 from kagzi.definition import CallOptions, Definition
+from kagzi.elsewhere import Elsewhere, Shelf
 from kagzi.errors import OutsideRun, StepFailed
 from kagzi.model import ErrorStrategy, GroupKind, StepInfo
 from kagzi.scope import Scope
@@ -67,15 +68,21 @@ class GroupRequest:
     timeout_s: float | None = None
     in_order_of_completion: bool = False
     gate: Any = None  # permits shared with other groups, instead of `limit` ones of its own
+    spills: bool = False  # its outcome may tell of large results that they are `Elsewhere`
 
 
 @dataclass(slots=True)
 class GroupOutcome:
-    """What became of a group: bytes per call, failures by index, the winner of a race."""
+    """What became of a group: bytes per call, failures by index, the winner of a race.
+
+    The list of values is its receiver's own, so that none need be kept longer than it is used.
+    `shelf` is what large ones among them count against, until they are used.
+    """
 
     values: list[Any] = field(default_factory=list)
     failures: dict[int, StepFailed] = field(default_factory=dict)
     winner: int | None = None
+    shelf: Shelf | None = None
 
 
 class StepFuture(asyncio.Future[T]):
@@ -147,8 +154,11 @@ class Host(Protocol):
     def streamed(self, path: str) -> int | None:
         """How many steps a part of a map has whose results are recorded and were not loaded."""
 
-    async def recall_stream(self, path: str, ids: list[str]) -> list[bytes]:
+    async def recall_stream(self, path: str, ids: list[str]) -> list[bytes | Elsewhere]:
         """Their results, in the order of the ids."""
+
+    async def fetch(self, ids: list[str]) -> list[bytes]:
+        """Results that are `Elsewhere`, in the order of the ids."""
 
     @property
     def scheduled_at(self) -> datetime | None:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable
-from typing import Any, Generic, Protocol, TypeVar
+from functools import partial
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from kagzi.codec import Codec
 from kagzi.definition import Definition
+from kagzi.elsewhere import LEAST_BYTES, Ahead, Elsewhere
 from kagzi.errors import InvalidInput, StepFailed
 from kagzi.host import GroupOutcome, GroupRequest, StepFuture
 from kagzi.model import ErrorStrategy, GroupKind, ParallelResult
@@ -39,8 +41,11 @@ class MapHost(Protocol):
     def streamed(self, path: str) -> int | None:
         """How many steps a part has whose results are recorded, all of them, and not loaded."""
 
-    async def recall_stream(self, path: str, ids: list[str]) -> list[bytes]:
+    async def recall_stream(self, path: str, ids: list[str]) -> list[bytes | Elsewhere]:
         """Their results, in the order of the ids."""
+
+    async def fetch(self, ids: list[str]) -> list[bytes]:
+        """Results that are `Elsewhere`, in the order of the ids."""
 
 
 class MapStream(Generic[T]):
@@ -76,6 +81,7 @@ class MapStream(Generic[T]):
         self._priority = priority
         self._window = window
         self._used = False
+        self._keeps_all = False
         if _is_source(items) and key is not None:
             raise InvalidInput(
                 f"map {path!r} has a function for its items and a key: where a function goes on "
@@ -89,6 +95,7 @@ class MapStream(Generic[T]):
         return self._values()
 
     async def _collect(self) -> Any:
+        self._keeps_all = True
         values: list[Any] = []
         errors: dict[int, StepFailed] = {}
         async for value in self._values():
@@ -106,15 +113,15 @@ class MapStream(Generic[T]):
             raise InvalidInput(f"map {self._path!r} was used before: its items are gone")
         self._used = True
         parts = self._parts()
-        flying: deque[StepFuture[Any] | asyncio.Future[Any]] = deque()
+        flying: deque[StepFuture[Any] | _Recalled] = deque()
         try:
             async for part in parts:
                 flying.append(part)
                 if len(flying) == AHEAD:
-                    for value in await flying.popleft():
+                    async for value in self._decoded(*await flying.popleft()):
                         yield value
             while flying:
-                for value in await flying.popleft():
+                async for value in self._decoded(*await flying.popleft()):
                     yield value
         finally:
             for part in flying:
@@ -141,7 +148,8 @@ class MapStream(Generic[T]):
             if self._host.streamed(path) == len(items):
                 yield _Recalled(self._recall(path, ids))
                 continue
-            yield self._host.start_group(self._scope, self._request(path, ids, items), self._settle)
+            request = self._request(path, ids, items)
+            yield self._host.start_group(self._scope, request, partial(_Part, ids))
 
     def _request(self, path: str, ids: list[str], items: list[Any]) -> GroupRequest:
         definition = self._definition
@@ -156,18 +164,35 @@ class MapStream(Generic[T]):
             limit=self._limit,
             gate=self._gate,
             priority=self._priority,
+            spills=not self._keeps_all,
         )
 
-    def _settle(self, outcome: GroupOutcome) -> list[Any]:
-        returns, failures = self._definition.returns, outcome.failures
-        return [
-            failures[index] if index in failures else returns.decode(value)
-            for index, value in enumerate(outcome.values)
-        ]
+    async def _recall(self, path: str, ids: list[str]) -> _Part:
+        return _Part(ids, GroupOutcome(await self._host.recall_stream(path, ids)))
 
-    async def _recall(self, path: str, ids: list[str]) -> list[Any]:
+    async def _decoded(self, ids: list[str], outcome: GroupOutcome) -> AsyncGenerator[Any, None]:
+        """A part's results, each decoded when it is asked for, and not kept."""
         returns: Codec[Any] = self._definition.returns
-        return [returns.decode(value) for value in await self._host.recall_stream(path, ids)]
+        values, failures, shelf = outcome.values, outcome.failures, outcome.shelf
+        ahead = Ahead(self._host.fetch)
+        for place, step_id in enumerate(ids):
+            if place in failures:
+                yield failures[place]
+                continue
+            value, values[place] = values[place], None
+            if type(value) is Elsewhere:
+                coming = ((ids[later], values[later]) for later in range(place + 1, len(ids)))
+                value = await ahead.get(step_id, value, coming)
+            elif shelf is not None and len(value) >= LEAST_BYTES:
+                shelf.give(len(value))
+            yield returns.decode(value)
+
+
+class _Part(NamedTuple):
+    """A part that is complete."""
+
+    ids: list[str]
+    outcome: GroupOutcome
 
 
 class _Recalled:
@@ -176,7 +201,7 @@ class _Recalled:
     def __init__(self, read: Any) -> None:
         self._read = read
 
-    def __await__(self) -> Generator[Any, None, list[Any]]:
+    def __await__(self) -> Generator[Any, None, _Part]:
         return self._read.__await__()  # type: ignore[no-any-return]
 
     def cancel(self) -> None:

@@ -62,7 +62,7 @@ ROWS = [
         "engine.timers",
         "engine.turns",
     },
-    {"registry", "engine.clock", "ids", "payloads"},
+    {"registry", "engine.clock", "ids", "payloads", "elsewhere"},
     {"definition", "findings"},
     {"codec", "scope", "retry", "cron"},
     {"model"},

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Iterable
+from dataclasses import replace
 from hashlib import blake2b
+from itertools import islice
 from typing import Any
 from uuid import UUID
 
 from kagzi import faultpoints
 from kagzi._core import Gate, Slots, Step, hash_input
 from kagzi.codec.failures import read_failure
+from kagzi.elsewhere import LEAST_BYTES, Ahead, Elsewhere, Shelf
 from kagzi.engine.stream import Stream
 from kagzi.engine.work import Home, Work, changed
 from kagzi.errors import GroupTimeout, StepFailed
@@ -47,6 +50,8 @@ class Group(Work):
         self._steps: list[Step] = []
         self._timer: Any = None
         self.stream: Stream | None = None
+        self._spills = request.spills and not scope.base
+        self._shelf = Shelf(home.room)
 
     def begin(self) -> None:
         """Recall what is recorded; start the rest, unless a decision is recorded."""
@@ -169,33 +174,57 @@ class Group(Work):
                 faultpoints.reach("race.decided")
         home = self.home
         small = steps
+        heavy = False
         number = home.number
         for step in steps:
             number += 1
             step.completed_number = number
             output = step.output
-            if output is not None and len(output) > LARGE_BYTES and self.stream is None:
+            if output is None or len(output) < LEAST_BYTES:
+                continue
+            heavy = self._spills
+            if len(output) > LARGE_BYTES and self.stream is None:
                 # A stream gives results in the order of their numbers: there all go one way.
                 small = [s for s in small if s is not step]
-                home.writer.put_large(step, lambda step=step: self._count([step]))  # type: ignore[misc]
+                home.writer.put_large(step, lambda step=step: self._count([step], self._spills))  # type: ignore[misc]
         home.number = number
         if small:
             home.writer.put_steps(small)
-            self._count(small)
+            self._count(small, heavy)
         elif self.request.kind is GroupKind.RACE:
             home.withdraw([step for step in self.steps() if step is not steps[0]])
 
-    def _count(self, steps: list[Step]) -> None:
+    def _count(self, steps: list[Step], heavy: bool) -> None:
         """Answers whose rows are on their way, ahead of anything put from here on."""
         if self.closed:
             return
         self.slots.fill_steps(steps)
+        if heavy and self.stream is None:
+            self.home.writer.when_durable(lambda: self._shelve_all(steps))
         if self.scope.base:
             self.home.writer.after_commit(lambda: self.home.remember(steps))
         if self.stream is not None:
             self.home.writer.after_commit(lambda: self._feed(steps))
         if self.decision is not None or self.slots.remaining == 0:
             self._close()
+
+    def _shelve_all(self, steps: list[Step]) -> None:
+        """These are durable: keep in memory what there is room for, until it is handed over."""
+        if self.ended:
+            return
+        for step in steps:
+            if step.status == "completed":
+                self.slots.values[step.index] = self._shelve(step)
+
+    def _shelve(self, step: Step) -> bytes | Elsewhere | None:
+        output = step.output
+        if output is None or len(output) < LEAST_BYTES:
+            return output
+        step.output = None
+        # What a broken server may have forgotten is not there to be read again.
+        if self._shelf.take(len(output), always=step.definition.relaxed):
+            return output
+        return Elsewhere(len(output))
 
     def accept_failure(self, step: Step) -> None:
         if self.closed:
@@ -249,7 +278,7 @@ class Group(Work):
 
     def restore(self, step: Step, stored: StoredStep) -> None:
         super().restore(step, stored)
-        if stored.status == "completed":
+        if stored.status == "completed" and not self.ended:
             self.slots.values[step.index] = stored.output
 
     def _time_out(self) -> None:
@@ -316,6 +345,7 @@ class Group(Work):
             return
         slots, request = self.slots, self.request
         failures = slots.failures
+        self._steps = []
         if self.decision == TIMEOUT:
             assert request.timeout_s is not None or self.home.recorded_groups, "a recorded decision"
             self.home.mark_visible(self.path, of_group=True)
@@ -326,7 +356,22 @@ class Group(Work):
             self.hand_over(error=failures[self.decided_index])
         else:
             self._mark_visible(failures)
-            self.hand_over(GroupOutcome(slots.values, failures, self.decided_index))
+            outcome = GroupOutcome(slots.values, failures, self.decided_index, self._shelf)
+            self.hand_over(outcome)
+
+    def _own(self, outcome: GroupOutcome) -> GroupOutcome:
+        # Only work inside of a step's body has callers besides the first, at once or later.
+        if self.scope.base:
+            return replace(outcome, values=list(outcome.values))
+        return outcome
+
+    def _end(self) -> None:
+        super()._end()
+        # Steps lead back here: what they and the slots hold would wait for the collector.
+        self._steps = []
+        if not self.scope.base and self.stream is None:
+            self.outcome = None
+            self.slots = Slots(0)
 
     def _mark_visible(self, indexes: Iterable[int]) -> None:
         for index in indexes:
@@ -336,9 +381,15 @@ class Group(Work):
 
     def _feed(self, steps: list[Step]) -> None:
         assert self.stream is not None, "only a streamed group is fed"
+        if self.ended:
+            return
         for step in steps:
             failure = self.slots.failures.get(step.index)
-            self.stream.put(step.index, step.output if failure is None else failure)
+            if failure is None:
+                self.slots.values[step.index] = None
+                self.stream.put(step.index, self._shelve(step))
+            else:
+                self.stream.put(step.index, failure)
 
     def results(self) -> AsyncGenerator[tuple[int, Any], None]:
         """(index, output or failure), the recorded ones first, in the order they were recorded in.
@@ -350,18 +401,31 @@ class Group(Work):
         return self._results(self.stream)
 
     async def _results(self, stream: Stream) -> AsyncGenerator[tuple[int, Any], None]:
+        home, ids, failures = self.home, self.request.ids, self.slots.failures
+        ahead = Ahead(home.fetch)
         try:
-            home, ids, failures = self.home, self.request.ids, self.slots.failures
-            for index in self._recorded_order:
+            values, order = self.slots.values, self._recorded_order
+            for place, index in enumerate(order):
                 await home.pass_deadlines(self.scope, home.recorded_steps.get(ids[index]))
                 self._mark_visible([index] if index in failures else [])
-                yield index, failures.get(index) or self.slots.values[index]
+                value, values[index] = failures.get(index) or values[index], None
+                if type(value) is Elsewhere:
+                    coming = (
+                        (ids[other], values[other]) for other in islice(order, place + 1, None)
+                    )
+                    value = await ahead.get(ids[index], value, coming)
+                yield index, value
             if self.slots.remaining:
                 await home.pass_deadlines(self.scope, None)
             if not self.closed:
                 self._submit()
             async for index, value in stream:
                 self._mark_visible([index] if index in failures else [])
+                if type(value) is Elsewhere:
+                    coming = ((ids[other], waiting) for other, waiting in stream.items)
+                    value = await ahead.get(ids[index], value, coming)
+                elif type(value) is bytes and len(value) >= LEAST_BYTES:
+                    self._shelf.give(len(value))
                 yield index, value
         finally:
             self.withdraw()

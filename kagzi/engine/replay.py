@@ -18,6 +18,7 @@ from uuid import UUID
 
 from kagzi._core import Gate, Step
 from kagzi.definition import CallOptions, Definition, Workflow
+from kagzi.elsewhere import Room
 from kagzi.engine.clock import StoreClock
 from kagzi.engine.group import Group
 from kagzi.engine.patches import PATCHED
@@ -58,6 +59,7 @@ class Replayer:
     def __init__(self, clock: StoreClock) -> None:
         self.worker_id = NOBODY
         self.clock = clock
+        self.room = Room()
         self.processes = 0
         self.max_crashes = 2**31
         self.writer: Any = _Writer(self._row_put)

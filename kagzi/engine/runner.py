@@ -19,6 +19,7 @@ from kagzi._core import LANE_OWN_ASYNC, Gate, Step
 from kagzi.codec.failures import describe_exception
 from kagzi.context import Context
 from kagzi.definition import CallOptions, ChildDefinition, Definition, Workflow
+from kagzi.elsewhere import Elsewhere, Room
 from kagzi.engine.attempts import number_attempt
 from kagzi.engine.bodies import Bodies
 from kagzi.engine.children import Children, patiently
@@ -57,6 +58,7 @@ class Surroundings(Protocol):
     clock: StoreClock
     executor: Executor
     store: Store
+    room: Room
     processes: int
     max_crashes: int
 
@@ -88,6 +90,7 @@ class LiveRun:
         self.worker_key = worker.worker_id.bytes
         self.loop = worker.loop
         self.writer = worker.writer
+        self.room = worker.room
         self.recorded_steps = claimed.steps
         self.recorded_groups = claimed.groups
         self.attempts = claimed.attempts
@@ -347,9 +350,12 @@ class LiveRun:
             return None
         return recorded.size
 
-    async def recall_stream(self, path: str, ids: list[str]) -> list[bytes]:
+    async def recall_stream(self, path: str, ids: list[str]) -> list[bytes | Elsewhere]:
         outputs = await patiently(lambda: self.worker.store.load_outputs(self.run_id, path))
         return [outputs[step_id] for step_id in ids]
+
+    async def fetch(self, ids: list[str]) -> list[bytes]:
+        return await patiently(lambda: self.worker.store.fetch_outputs(self.run_id, ids))
 
     def wait_event(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -15,6 +16,11 @@ class Stream:
         self._items: deque[tuple[int, Any]] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._ended = False
+
+    @property
+    def items(self) -> Iterable[tuple[int, Any]]:
+        """What was put and not taken yet."""
+        return self._items
 
     def put(self, index: int, value: Any) -> None:
         self._items.append((index, value))

@@ -15,6 +15,7 @@ from uuid import UUID
 from kagzi._core import Gate, Step, hash_input
 from kagzi.codec.failures import read_failure
 from kagzi.definition import CallOptions, Definition
+from kagzi.elsewhere import Room
 from kagzi.errors import NonDeterminism
 from kagzi.host import StepFuture, StepRequest
 from kagzi.scope import Scope
@@ -33,6 +34,7 @@ class Home(Protocol):
     worker_key: bytes
     loop: asyncio.AbstractEventLoop
     writer: CheckpointWriter
+    room: Room
     number: int
     recorded_steps: dict[str, StoredStep]
     recorded_groups: dict[str, StoredGroup]
@@ -74,6 +76,9 @@ class Home(Protocol):
 
     def remember_group(self, row: GroupRow) -> None:
         """The same of a group inside a body."""
+
+    async def fetch(self, ids: list[str]) -> list[bytes]:
+        """Results of steps that are not in memory, in the order of the ids."""
 
     def mark_visible(self, path: str, of_group: bool = False) -> None:
         """The workflow is about to see this failure; note when, in the run's own count."""
@@ -173,12 +178,16 @@ class Work:
                 future.fail(error)
                 continue
             try:
-                value = settle(outcome)
+                value = settle(self._own(outcome))
             except Exception as failure:
                 future.fail(failure)
             else:
                 future.settle(value)
         self._end()
+
+    def _own(self, outcome: Any) -> Any:
+        """The outcome as one caller may have it, to use up."""
+        return outcome
 
     def _end(self) -> None:
         if not self.ended:

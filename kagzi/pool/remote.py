@@ -9,6 +9,7 @@ from typing import Any
 
 from kagzi.context import Context
 from kagzi.definition import ChildDefinition
+from kagzi.elsewhere import Elsewhere
 from kagzi.engine.tasks import assign_scope, current_scope
 from kagzi.errors import InvalidInput, OutsideRun
 from kagzi.host import GroupOutcome, GroupRequest, StepFuture, StepRequest
@@ -78,7 +79,10 @@ class RemoteHost:
     def streamed(self, path: str) -> int | None:
         raise _workflow_only("ctx.map over an iterator", "; give it a list")
 
-    async def recall_stream(self, path: str, ids: list[str]) -> list[bytes]:
+    async def recall_stream(self, path: str, ids: list[str]) -> list[bytes | Elsewhere]:
+        raise _workflow_only("ctx.map over an iterator", "; give it a list")
+
+    async def fetch(self, ids: list[str]) -> list[bytes]:
         raise _workflow_only("ctx.map over an iterator", "; give it a list")
 
     @property

@@ -17,6 +17,7 @@ import psycopg
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from kagzi.codec.failures import read_failure
+from kagzi.elsewhere import LEAST_BYTES, Elsewhere
 from kagzi.errors import RunConflict, StoreUnavailable, UnknownRun
 from kagzi.model import (
     DEFAULT_QUEUE,
@@ -192,26 +193,33 @@ class Store:
             return said
         return error
 
-    async def rows(self, name: str, **parameters: Any) -> list[tuple[Any, ...]]:
-        """What the statement of this name gives; once, so its outcome may be unknown."""
+    async def rows(
+        self, name: str, *, binary: bool = False, **parameters: Any
+    ) -> list[tuple[Any, ...]]:
+        """What the statement of this name gives; once, so its outcome may be unknown.
+
+        `binary`: Bytes come as they are, and not as text of twice the length.
+        """
         found = await self._lane.rows(name, parameters)
         if found is not None:
             return found
         async with self.connection() as connection:
             cursor = await connection.execute(
-                self.queries[name].encode(), parameters or None, prepare=True
+                self.queries[name].encode(), parameters or None, prepare=True, binary=binary
             )
             return await cursor.fetchall() if cursor.description else []
 
-    async def ask(self, name: str, **parameters: Any) -> list[tuple[Any, ...]]:
+    async def ask(
+        self, name: str, *, binary: bool = False, **parameters: Any
+    ) -> list[tuple[Any, ...]]:
         """The same for a statement that may run twice; connections lost meanwhile are replaced."""
         for _ in range(MOST_CONNECTIONS):
             try:
-                return await self.rows(name, **parameters)
+                return await self.rows(name, binary=binary, **parameters)
             except StoreUnavailable as error:
                 if error.__cause__ is None:  # no connection to be had, after a long wait
                     raise
-        return await self.rows(name, **parameters)
+        return await self.rows(name, binary=binary, **parameters)
 
     # --- runs -------------------------------------------------------------------------------
 
@@ -372,9 +380,30 @@ class Store:
         claims.moved = len(rows) - len(claims)
         return claims
 
-    async def load_outputs(self, run_id: UUID, path: str) -> dict[str, bytes]:
-        """Results of a map's part by step id. Source: sql/checkpoints.sql, load_outputs."""
-        return dict(await self.ask("load_outputs", run_id=run_id, path=path))
+    async def load_outputs(self, run_id: UUID, path: str) -> dict[str, bytes | Elsewhere]:
+        """Results of a map's part by step id; of large ones only that they are there.
+
+        Source: sql/checkpoints.sql, load_outputs.
+        """
+        rows = await self.ask(
+            "load_outputs", binary=True, run_id=run_id, path=path, most_bytes=LEAST_BYTES
+        )
+        return {
+            step_id: Elsewhere(nbytes) if output is None else output
+            for step_id, output, nbytes in rows
+        }
+
+    async def fetch_outputs(self, run_id: UUID, ids: list[str]) -> list[bytes]:
+        """Results of these steps, in their order. Source: sql/checkpoints.sql, fetch_outputs.
+
+        Raises:
+            UnknownRun: They are gone.
+        """
+        found = dict(await self.ask("fetch_outputs", binary=True, run_id=run_id, ids=ids))
+        try:
+            return [found[step_id] for step_id in ids]
+        except KeyError:
+            raise UnknownRun(f"run {run_id} was deleted") from None
 
     async def load_recorded(self, runs: Iterable[ClaimedRun]) -> Claims:
         """The runs just claimed, with what is recorded of those that were driven before.

@@ -16,6 +16,7 @@ from kagzi.background import cancel_all
 from kagzi.codec.failures import describe_exception
 from kagzi.context import Context
 from kagzi.definition import CallOptions, Definition
+from kagzi.elsewhere import Room
 from kagzi.engine.answers import Answers
 from kagzi.engine.clock import StoreClock
 from kagzi.engine.executor import Executor
@@ -110,6 +111,7 @@ class Worker:
         self.store = store
         self.worker_id = uuid7()
         self.clock = StoreClock()
+        self.room = Room()
         self.runs: dict[UUID, LiveRun] = {}
         self.lost: BaseException | None = None
         self.held_when_lost: list[UUID] = []

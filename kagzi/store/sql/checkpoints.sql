@@ -203,10 +203,18 @@ LEFT JOIN (
 WHERE s.run_id = ANY(%(run_ids)s::uuid[]) AND streamed.id IS NULL;
 
 -- name: load_outputs
--- Results of one part of a map. Index: step_runs_pkey, by range.
-SELECT step_id, output FROM {schema}.step_runs
+-- Results of one part of a map, those above `most_bytes` without their bytes: their length is known
+-- without reading them. Index: step_runs_pkey, by range.
+SELECT step_id, CASE WHEN octet_length(output) <= %(most_bytes)s THEN output END,
+    octet_length(output)
+FROM {schema}.step_runs
 WHERE run_id = %(run_id)s AND status = 'completed'
     AND step_id > (%(path)s || '/') COLLATE "C" AND step_id < (%(path)s || '0') COLLATE "C";
+
+-- name: fetch_outputs
+-- Results of some steps of a run. Index: step_runs_pkey.
+SELECT step_id, output FROM {schema}.step_runs
+WHERE run_id = %(run_id)s AND status = 'completed' AND step_id = ANY(%(ids)s::text[]);
 
 -- name: load_groups
 -- Closed groups of claimed runs. Index: parallel_groups_pkey.
