@@ -247,6 +247,68 @@ class Slots:
         """Index -> failure, ascending."""
 
 @final
+class StoredStep:
+    """What the store holds of a step: its checkpoint.
+
+    Attributes:
+        visible_number: If it failed: the call number at which the workflow saw that.
+        output_bytes: Length of its output, which may be left in the store.
+    """
+
+    def __init__(
+        self,
+        status: str,
+        function: str,
+        input_hash: bytes,
+        output: bytes | None,
+        error: bytes | None,
+        attempts: int,
+        call_number: int,
+        completed_number: int,
+        visible_number: int | None = None,
+        in_group: bool = False,
+        output_bytes: int | None = None,
+    ) -> None: ...
+    @property
+    def status(self) -> str: ...
+    @property
+    def function(self) -> str: ...
+    @property
+    def input_hash(self) -> bytes: ...
+    @property
+    def output(self) -> bytes | None: ...
+    @property
+    def error(self) -> bytes | None: ...
+    @property
+    def attempts(self) -> int: ...
+    @property
+    def call_number(self) -> int: ...
+    @property
+    def completed_number(self) -> int: ...
+    @property
+    def visible_number(self) -> int | None: ...
+    @property
+    def in_group(self) -> bool: ...
+    @property
+    def output_bytes(self) -> int: ...
+    @property
+    def is_elsewhere(self) -> bool:
+        """It has an output, which was left in the store."""
+    def seen(self, number: int) -> StoredStep:
+        """The same with this `visible_number`."""
+
+def take_stored(
+    rows: list[tuple[Any, ...]], runs: list[dict[str, StoredStep]], numbers: list[int]
+) -> int:
+    """Put rows of `load_steps` where they belong; how many left their output in the store.
+
+    Args:
+        rows: (place of the run, step id, and what `StoredStep` is made of).
+        runs: Filled, by step id.
+        numbers: Raised to the highest number that occurs in a run's rows.
+    """
+
+@final
 class FrameWriter:
     """Packs messages, one after the other, for one socket.
 

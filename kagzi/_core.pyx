@@ -918,6 +918,101 @@ cdef class Slots:
         return self.failures_
 
 
+# --- What is stored ------------------------------------------------------------------------------
+
+@cython.final
+cdef class StoredStep:
+    # Bytes and text only, so the garbage collector has no use for the many that a run can have.
+    cdef readonly str status
+    cdef readonly str function
+    cdef readonly bytes input_hash
+    cdef readonly bytes output
+    cdef readonly bytes error
+    cdef readonly int32_t attempts
+    cdef readonly int32_t call_number
+    cdef readonly int32_t completed_number
+    cdef int32_t visible_  # -1: None
+    cdef readonly bint in_group
+    cdef readonly int64_t output_bytes
+
+    def __init__(
+        self,
+        str status not None,
+        str function not None,
+        bytes input_hash not None,
+        bytes output,
+        bytes error,
+        int32_t attempts,
+        int32_t call_number,
+        int32_t completed_number,
+        visible_number=None,
+        bint in_group=False,
+        output_bytes=None,
+    ):
+        self.status = status
+        self.function = function
+        self.input_hash = input_hash
+        self.output = output
+        self.error = error
+        self.attempts = attempts
+        self.call_number = call_number
+        self.completed_number = completed_number
+        self.visible_ = -1 if visible_number is None else visible_number
+        self.in_group = in_group
+        if output_bytes is not None:
+            self.output_bytes = output_bytes
+        elif output is not None:
+            self.output_bytes = PyBytes_GET_SIZE(output)
+
+    def __repr__(self):
+        return f"<StoredStep {self.function} {self.status}>"
+
+    @property
+    def visible_number(self):
+        return None if self.visible_ < 0 else self.visible_
+
+    @property
+    def is_elsewhere(self):
+        return self.output is None and self.output_bytes > 0
+
+    def seen(self, int32_t number):
+        return StoredStep(
+            self.status, self.function, self.input_hash, self.output, self.error, self.attempts,
+            self.call_number, self.completed_number, number, self.in_group, self.output_bytes,
+        )
+
+
+def take_stored(list rows not None, list runs not None, list numbers not None):
+    cdef Py_ssize_t elsewhere = 0
+    cdef int64_t place, number
+    cdef str function = "", status = ""
+    cdef StoredStep stored
+    cdef tuple row
+    for item in rows:
+        if not PyTuple_CheckExact(item) or PyTuple_GET_SIZE(item) != 13:
+            raise TypeError("a row is a tuple of thirteen")
+        row = <tuple>item
+        place = row[0]
+        if not 0 <= place < PyList_GET_SIZE(runs) or PyList_GET_SIZE(numbers) <= place:
+            raise ValueError(f"run {place} of {len(runs)}")
+        # Most rows repeat these: one text serves them all.
+        if row[2] != status:
+            status = row[2]
+        if row[3] != function:
+            function = row[3]
+        stored = StoredStep(
+            status, function, row[4], row[5], row[6], row[7], row[8], row[9], row[10], row[11],
+            row[12],
+        )
+        (<dict?>runs[place])[row[1]] = stored
+        number = max(stored.call_number, stored.completed_number, stored.visible_)
+        if number > numbers[place]:
+            numbers[place] = number
+        if stored.output is None and stored.output_bytes > 0:
+            elsewhere += 1
+    return elsewhere
+
+
 # --- Frames --------------------------------------------------------------------------------------
 
 cdef enum:

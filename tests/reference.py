@@ -345,6 +345,32 @@ class Slots:
         return dict(sorted(self._failures.items()))
 
 
+STORED = (
+    *("status", "function", "input_hash", "output", "error", "attempts", "call_number"),
+    *("completed_number", "visible_number", "in_group", "output_bytes"),
+)
+
+
+class StoredStep:
+    def __init__(self, *values):
+        fields = dict(zip(STORED, values, strict=False))
+        self.__dict__ = {"visible_number": None, "in_group": False, **fields}
+        if fields.get("output_bytes") is None:
+            self.output_bytes = len(self.output or b"")
+        self.is_elsewhere = self.output is None and self.output_bytes > 0
+
+    def seen(self, number):
+        return StoredStep(*[number if n == "visible_number" else getattr(self, n) for n in STORED])
+
+
+def take_stored(rows, runs, numbers):
+    for place, step_id, *values in rows:
+        stored = runs[place][step_id] = StoredStep(*values)
+        seen = stored.visible_number or 0
+        numbers[place] = max(numbers[place], stored.call_number, stored.completed_number, seen)
+    return sum(StoredStep(*values).is_elsewhere for _, _, *values in rows)
+
+
 class FrameWriter:
     def __init__(self):
         self._packed = b""

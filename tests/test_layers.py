@@ -33,7 +33,7 @@ ROWS = [
     {"engine.replay"},
     {"engine.runner", "engine.memos"},
     {"engine.answers"},
-    {"engine.parking", "engine.bodies"},
+    {"engine.parking", "engine.bodies", "engine.recall"},
     {"engine.inbox", "engine.children"},
     {
         "engine.local",

@@ -7,14 +7,13 @@ from collections.abc import Callable
 from typing import Protocol
 from uuid import UUID
 
-from kagzi._core import RESUMING, SUSPENDED, Step
+from kagzi._core import RESUMING, SUSPENDED, Step, StoredStep
 from kagzi.engine.executor import Executor
 from kagzi.engine.group import TIMEOUT
 from kagzi.engine.work import Work
 from kagzi.retrying import CallRecord, plan_retry
 from kagzi.scope import Scope, is_below
 from kagzi.store.checkpoints import CheckpointWriter
-from kagzi.store.rows import StoredStep
 from kagzi.store.store import StoredGroup
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from uuid import UUID
 
 from kagzi import faultpoints
-from kagzi._core import Gate, Slots, Step, hash_input
+from kagzi._core import Gate, Slots, Step, StoredStep, hash_input
 from kagzi.codec.failures import read_failure
 from kagzi.elsewhere import LEAST_BYTES, Ahead, Elsewhere, Shelf
 from kagzi.engine.stream import Stream
@@ -25,7 +25,7 @@ from kagzi.host import GroupOutcome, GroupRequest
 from kagzi.model import ErrorStrategy, GroupKind
 from kagzi.scope import Scope
 from kagzi.store.checkpoints import LARGE_BYTES
-from kagzi.store.rows import GroupRow, StoredStep, at_us
+from kagzi.store.rows import GroupRow, at_us
 from kagzi.store.store import StoredGroup
 
 WINNER = "winner"
@@ -51,6 +51,7 @@ class Group(Work):
         self._timer: Any = None
         self.stream: Stream | None = None
         self._spills = request.spills and not scope.base
+        self._elsewhere = False  # some results were left in the store
         self._shelf = Shelf(home.room)
 
     def begin(self) -> None:
@@ -68,7 +69,7 @@ class Group(Work):
                 self._close_row()
                 self.home.writer.after_commit(self._settle)
             else:
-                self._settle()
+                self._settle_recalled(self.cached, self._settle)
         elif self.stream is None:
             self._submit()
         if request.timeout_s is not None and not self.closed:
@@ -128,7 +129,10 @@ class Group(Work):
             self._check_recorded(step_id, stored, definition, digest)
             self.cached += 1
             done.append((stored.completed_number, index))
-            if stored.status == "completed":
+            if stored.is_elsewhere:
+                slots.fill(index, Elsewhere(stored.output_bytes))
+                self._elsewhere = True
+            elif stored.status == "completed":
                 slots.fill(index, stored.output)
             else:
                 assert stored.error is not None, "a failed step says why"
@@ -152,7 +156,7 @@ class Group(Work):
     def _close_from(self, recorded: StoredGroup) -> None:
         self.closed = True
         self.decision, self.decided_index = recorded.decision, recorded.decided_index
-        self._settle()
+        self._settle_recalled(self.cached, self._settle)
 
     def _submit(self) -> None:
         if faultpoints.reach is not None:
@@ -354,10 +358,34 @@ class Group(Work):
             assert self.decided_index is not None, "a failure has an index"
             self._mark_visible([self.decided_index])
             self.hand_over(error=failures[self.decided_index])
+        elif self._elsewhere and not self._spills:
+            self._read_back(slots.values)
         else:
             self._mark_visible(failures)
             outcome = GroupOutcome(slots.values, failures, self.decided_index, self._shelf)
             self.hand_over(outcome)
+
+    def _read_back(self, values: list[Any]) -> None:
+        """Settle when the recorded results that were left in the store are here."""
+        self._elsewhere = False
+        left = [index for index, value in enumerate(values) if type(value) is Elsewhere]
+        if self.decision == WINNER:  # nobody asks for the others
+            for index in left:
+                values[index] = None
+            left = [index for index in left if index == self.decided_index]
+        if not left:
+            self._settle()
+            return
+
+        def deliver(outputs: list[bytes]) -> None:
+            for index, output in zip(left, outputs, strict=True):
+                values[index] = output
+            outputs.clear()
+            if not self.ended:
+                self._settle()
+
+        ids = self.request.ids
+        self.home.recall([ids[index] for index in left], deliver)
 
     def _own(self, outcome: GroupOutcome) -> GroupOutcome:
         # Only work inside of a step's body has callers besides the first, at once or later.

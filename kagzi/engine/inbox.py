@@ -14,13 +14,12 @@ from typing import Any
 import orjson
 
 from kagzi import faultpoints
-from kagzi._core import Step
+from kagzi._core import Step, StoredStep
 from kagzi.engine.clock import StoreClock
 from kagzi.engine.sleeping import TimeRow, later
 from kagzi.engine.work import Home, Work
 from kagzi.errors import EventTimeout
 from kagzi.scope import Scope
-from kagzi.store.rows import StoredStep
 
 EVENT = "kagzi.event"
 EVENT_UNTIL = "kagzi.event.until"

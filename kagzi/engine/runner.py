@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from kagzi import faultpoints
-from kagzi._core import LANE_OWN_ASYNC, Gate, Step
+from kagzi._core import LANE_OWN_ASYNC, Gate, Step, StoredStep, hash_input
 from kagzi.codec.failures import describe_exception
 from kagzi.context import Context
 from kagzi.definition import CallOptions, ChildDefinition, Definition, Workflow
@@ -29,6 +29,7 @@ from kagzi.engine.group import Group
 from kagzi.engine.inbox import EventWait, Inbox
 from kagzi.engine.parking import Parking
 from kagzi.engine.patches import Patches
+from kagzi.engine.recall import Recall
 from kagzi.engine.sleeping import Deadline, Sleep
 from kagzi.engine.tasks import assign_scope, current_scope
 from kagzi.engine.timers import Timer, Timers
@@ -39,7 +40,7 @@ from kagzi.model import RunStatus
 from kagzi.scope import Scope
 from kagzi.store.checkpoints import CheckpointWriter
 from kagzi.store.operations import load_events, publish_value
-from kagzi.store.rows import GroupRow, Mark, RunRow, StoredStep
+from kagzi.store.rows import GroupRow, Mark, RunRow
 from kagzi.store.store import ClaimedRun, Store, StoredGroup
 
 logger = logging.getLogger("kagzi")
@@ -47,6 +48,7 @@ logger = logging.getLogger("kagzi")
 Checkpoint = StoredStep | StoredGroup
 
 STOP_GRACE_S = 5.0
+RECALL_MOST = 1000  # steps that are recalled before others have their turn
 
 
 class Surroundings(Protocol):
@@ -94,14 +96,7 @@ class LiveRun:
         self.recorded_steps = claimed.steps
         self.recorded_groups = claimed.groups
         self.attempts = claimed.attempts
-        self.number = max(
-            (
-                max(one.call_number, one.completed_number, one.visible_number or 0)
-                for recorded in (claimed.steps, claimed.groups)
-                for one in recorded.values()
-            ),
-            default=0,
-        )
+        self.number = claimed.number
         self.leaving = False
         self._doom: BaseException | None = None
         self._root = Scope()
@@ -110,6 +105,8 @@ class LiveRun:
         self._shared: dict[str, Single] = {}
         self._inner: dict[str, Group] = {}
         self._retries: dict[str, Timer] = {}
+        self._recall = Recall(self)
+        self._recalled = 0
         self.patches = Patches(self, worker.clock)
         self._parking = Parking(self)
         self.timers = Timers(self.loop, self.settle_down)
@@ -180,6 +177,7 @@ class LiveRun:
         self.leaving = True
         self.timers.close()
         self.children.close()
+        self._recall.close()
         self._parking.close()
         if self._hearing is not None:
             self._hearing.cancel()
@@ -310,10 +308,24 @@ class LiveRun:
             if self._put_off(scope, recorded, _nothing):
                 return StepFuture(request.id, self.loop)
             return self._joined(known, scope, settle)
+        if recorded is not None and self._is_plain(recorded, scope, request):
+            self.number += 1
+            return _settled(StepFuture(request.id, self.loop), settle, recorded.output)
         work = Single(self, scope, request)
         if request.explicit or scope.base:
             self._shared[request.id] = work
         return self._begun(work, scope, settle, recorded)
+
+    def _is_plain(self, recorded: StoredStep, scope: Scope, request: StepRequest) -> bool:
+        """Whether there is nothing about a recorded step but its result: most that are replayed."""
+        return (
+            recorded.status == "completed"
+            and recorded.output is not None
+            and not (request.explicit or scope.base or scope.deadlines)
+            and self.count_recalled(1)
+            and recorded.function == request.definition.name
+            and recorded.input_hash == hash_input(request.definition.name, request.input)
+        )
 
     def start_group(
         self, scope: Scope, request: GroupRequest, settle: Callable[[Any], Any]
@@ -353,6 +365,17 @@ class LiveRun:
     async def recall_stream(self, path: str, ids: list[str]) -> list[bytes | Elsewhere]:
         outputs = await patiently(lambda: self.worker.store.load_outputs(self.run_id, path))
         return [outputs[step_id] for step_id in ids]
+
+    def count_recalled(self, count: int) -> bool:
+        self._recalled += count
+        return self._recalled < RECALL_MOST
+
+    def take_breath(self, settle: Callable[[], None]) -> None:
+        self._recalled = 0
+        self.loop.call_soon(settle)
+
+    def recall(self, ids: list[str], deliver: Callable[[list[bytes]], None]) -> None:
+        self._recall.ask(ids, deliver)
 
     async def fetch(self, ids: list[str]) -> list[bytes]:
         return await patiently(lambda: self.worker.store.fetch_outputs(self.run_id, ids))
@@ -526,8 +549,6 @@ class LiveRun:
                 step.output,
                 step.error,
                 step.attempt,
-                step.started_us,
-                step.completed_us,
                 step.call_number,
                 step.completed_number,
                 None,
@@ -551,7 +572,7 @@ class LiveRun:
         if of_group and known is not None:
             self.recorded_groups[path] = replace(known, visible_number=self.number)
         elif known is not None:
-            self.recorded_steps[path] = replace(known, visible_number=self.number)
+            self.recorded_steps[path] = known.seen(self.number)
 
     def hand_over(self, work: Work, deliver: Callable[[], None]) -> None:
         self.bodies.hand_over(work, deliver)
@@ -574,6 +595,17 @@ class LiveRun:
     def hears(self) -> bool:
         """Whether it waits for an event or a child."""
         return self.inbox.in_use or self.children.in_use
+
+
+def _settled(
+    future: StepFuture[Any], settle: Callable[[bytes], Any], output: bytes | None
+) -> StepFuture[Any]:
+    assert output is not None, "a completed step has an output"
+    try:
+        future.settle(settle(output))
+    except Exception as failure:
+        future.fail(failure)
+    return future
 
 
 def _nothing() -> None:

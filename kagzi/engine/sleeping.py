@@ -10,16 +10,14 @@ from typing import Any
 
 import orjson
 
-from kagzi._core import Step, hash_input
+from kagzi._core import Step, StoredStep, hash_input
 from kagzi.engine.clock import StoreClock
 from kagzi.engine.work import Home, Work, changed
 from kagzi.errors import InvalidInput
 from kagzi.scope import Scope
-from kagzi.store.rows import StoredStep
-from kagzi.store.store import StoredGroup
+from kagzi.store.store import DEADLINE, StoredGroup
 
 SLEEP = "kagzi.sleep"
-TIMEOUT = "kagzi.timeout"
 TIMEOUT_END = "kagzi.timeout.end"
 FARTHEST = datetime(9000, 1, 1, tzinfo=UTC)
 
@@ -168,7 +166,7 @@ class Deadline:
         self._path = path
         self._seconds = seconds
         self._clock = clock
-        self._start = TimeRow(home, scope, path, TIMEOUT, seconds)
+        self._start = TimeRow(home, scope, path, DEADLINE, seconds)
         self._end = TimeRow(home, scope, f"{path}/end", TIMEOUT_END, seconds)
         self._timer: Any = None
         self._task: asyncio.Task[Any] | None = None

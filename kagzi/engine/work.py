@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
 
-from kagzi._core import Gate, Step, hash_input
+from kagzi._core import Gate, Step, StoredStep, hash_input
 from kagzi.codec.failures import read_failure
 from kagzi.definition import CallOptions, Definition
 from kagzi.elsewhere import Room
@@ -20,7 +20,7 @@ from kagzi.errors import NonDeterminism
 from kagzi.host import StepFuture, StepRequest
 from kagzi.scope import Scope
 from kagzi.store.checkpoints import LARGE_BYTES, CheckpointWriter
-from kagzi.store.rows import GroupRow, StoredStep
+from kagzi.store.rows import GroupRow
 from kagzi.store.store import StoredGroup
 
 Settle = Callable[[Any], Any]
@@ -76,6 +76,15 @@ class Home(Protocol):
 
     def remember_group(self, row: GroupRow) -> None:
         """The same of a group inside a body."""
+
+    def count_recalled(self, count: int) -> bool:
+        """So many more steps were recalled; whether there is time to go on at once."""
+
+    def take_breath(self, settle: Callable[[], None]) -> None:
+        """Call back when others had their turn."""
+
+    def recall(self, ids: list[str], deliver: Callable[[list[bytes]], None]) -> None:
+        """Call back with recorded results that were left in the store."""
 
     async def fetch(self, ids: list[str]) -> list[bytes]:
         """Results of steps that are not in memory, in the order of the ids."""
@@ -184,6 +193,13 @@ class Work:
             else:
                 future.settle(value)
         self._end()
+
+    def _settle_recalled(self, count: int, settle: Callable[[], None]) -> None:
+        """Settle what is recorded: at once, unless much was. A deadline would not wait for us."""
+        if self.home.count_recalled(count) or self.scope.deadlines:
+            settle()
+        else:
+            self.home.take_breath(lambda: None if self.ended else settle())
 
     def _own(self, outcome: Any) -> Any:
         """The outcome as one caller may have it, to use up."""
@@ -304,7 +320,15 @@ class Single(Work):
         self.closed = True
         self.restore(self.step, stored)
         self.step.attempt = stored.attempts
-        self._settle()
+        if stored.is_elsewhere:
+            self.home.recall([self.path], self._recalled)
+        else:
+            self._settle_recalled(1, self._settle)
+
+    def _recalled(self, outputs: list[bytes]) -> None:
+        if not self.ended:
+            self.step.output = outputs[0]
+            self._settle()
 
     def is_same(self, definition: Definition, payload: bytes) -> bool:
         return definition.name == self.definition.name and payload == self.step.input

@@ -13,10 +13,10 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from uuid import UUID
 
-from kagzi._core import Step, row_bytes
+from kagzi._core import Step, StoredStep, row_bytes
 from kagzi.background import begin_apart, cancel_all
 from kagzi.errors import KagziError
-from kagzi.store.rows import AttemptRow, Batch, GroupRow, Mark, MemoRow, RunRow, StoredStep
+from kagzi.store.rows import AttemptRow, Batch, GroupRow, Mark, MemoRow, RunRow
 
 logger = logging.getLogger("kagzi.store")
 

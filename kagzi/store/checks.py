@@ -11,7 +11,7 @@ from uuid import UUID
 
 from kagzi.engine.clock import StoreClock
 from kagzi.model import RunStatus
-from kagzi.store.store import ClaimedRun, Store, load_checkpoints
+from kagzi.store.store import ClaimedRun, Store, Take, load_checkpoints, take_rows
 
 BATCH = 25
 BATCH_BYTES = 16 << 20
@@ -68,8 +68,12 @@ async def _read_batch(
 ) -> list[RecordedRun]:
     async with store.connection() as connection, connection.transaction():
 
-        async def ask(name: str, **values: Any) -> list[tuple[Any, ...]]:
-            cursor = await connection.execute(store.queries[name].encode(), values or None)
+        async def ask(name: str, take: Take | None = None, **values: Any) -> list[tuple[Any, ...]]:
+            cursor = await connection.execute(
+                store.queries[name].encode(), values or None, binary=take is not None
+            )
+            if take is not None:
+                return await take_rows(cursor, take)
             return await cursor.fetchall() if cursor.description else []
 
         await ask("begin_check")

@@ -20,7 +20,7 @@ import psycopg
 from psycopg import generators, pq
 
 from kagzi import faultpoints
-from kagzi._core import STEP_COLUMNS, Step, copy_rows, row_bytes
+from kagzi._core import STEP_COLUMNS, Step, StoredStep, copy_rows, row_bytes
 from kagzi.errors import LeaseLost
 from kagzi.store.checkpoints import ContentRefused
 from kagzi.store.connections import Connector, cancellations, heed_cancellation, is_outage
@@ -37,7 +37,7 @@ from kagzi.store.forms import (
 )
 from kagzi.store.history import History
 from kagzi.store.queries import load_queries
-from kagzi.store.rows import Batch, StoredStep
+from kagzi.store.rows import Batch
 from kagzi.store.sealing import sealed_steps
 from kagzi.store.statements import raise_failure, read_counts
 

@@ -172,21 +172,3 @@ class Batch:
         self.nbytes = nbytes
         self.steps += steps if end - start == len(steps) else steps[start:end]
         return end
-
-
-@dataclass(slots=True, frozen=True)
-class StoredStep:
-    """What the store holds of a step: its checkpoint."""
-
-    status: str
-    function: str
-    input_hash: bytes
-    output: bytes | None
-    error: bytes | None
-    attempts: int
-    started_us: int
-    completed_us: int
-    call_number: int
-    completed_number: int
-    visible_number: int | None
-    in_group: bool = False

@@ -5,7 +5,8 @@ What a worker writes of its runs goes through `checkpoints.py` and `fenced.py` i
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -16,6 +17,7 @@ import orjson
 import psycopg
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
+from kagzi._core import StoredStep, take_stored
 from kagzi.codec.failures import read_failure
 from kagzi.elsewhere import LEAST_BYTES, Elsewhere
 from kagzi.errors import RunConflict, StoreUnavailable, UnknownRun
@@ -38,10 +40,12 @@ from kagzi.store.connections import (
 from kagzi.store.lane import Lane
 from kagzi.store.queries import load_queries
 from kagzi.store.rescue import rescue_from
-from kagzi.store.rows import StoredStep
 
 MOST_CONNECTIONS = 4
 POOL_TIMEOUT_S = 30.0
+MANY_ROWS = 1000
+ANY_BYTES = 2**31 - 1
+DEADLINE = "kagzi.timeout"
 
 
 @dataclass(slots=True)
@@ -89,6 +93,7 @@ class ClaimedRun:
     news: int = 0
     parent_run_id: UUID | None = None
     is_whole: bool = False  # what was streamed is among the steps, too
+    number: int = 0  # the highest in its own count
     steps: dict[str, StoredStep] = field(default_factory=dict)
     groups: dict[str, StoredGroup] = field(default_factory=dict)
     attempts: dict[str, StoredAttempts] = field(default_factory=dict)
@@ -123,10 +128,15 @@ class StartedRun:
     is_held: bool = False
 
 
-class Ask(Protocol):
-    """Gives the rows of the statement of a name."""
+Take = Callable[[list[tuple[Any, ...]]], object]
 
-    async def __call__(self, name: str, **parameters: Any) -> list[tuple[Any, ...]]: ...
+
+class Ask(Protocol):
+    """Gives the rows of the statement of a name; with `take`, that is given some at a time."""
+
+    async def __call__(
+        self, name: str, take: Take | None = None, **parameters: Any
+    ) -> list[tuple[Any, ...]]: ...
 
 
 class Store:
@@ -194,32 +204,41 @@ class Store:
         return error
 
     async def rows(
-        self, name: str, *, binary: bool = False, **parameters: Any
+        self, name: str, take: Take | None = None, **parameters: Any
     ) -> list[tuple[Any, ...]]:
         """What the statement of this name gives; once, so its outcome may be unknown.
 
-        `binary`: Bytes come as they are, and not as text of twice the length.
+        With `take`, for many rows or large ones: given some at a time, and there is time for others
+        in between.
         """
         found = await self._lane.rows(name, parameters)
         if found is not None:
             return found
         async with self.connection() as connection:
             cursor = await connection.execute(
-                self.queries[name].encode(), parameters or None, prepare=True, binary=binary
+                self.queries[name].encode(),
+                parameters or None,
+                prepare=True,
+                binary=take is not None,  # bytes as they are, not as text of twice the length
             )
+            if take is not None:
+                return await take_rows(cursor, take)
             return await cursor.fetchall() if cursor.description else []
 
     async def ask(
-        self, name: str, *, binary: bool = False, **parameters: Any
+        self, name: str, take: Take | None = None, **parameters: Any
     ) -> list[tuple[Any, ...]]:
-        """The same for a statement that may run twice; connections lost meanwhile are replaced."""
+        """The same for a statement that may run twice; connections lost meanwhile are replaced.
+
+        `take` is given rows when all of them are here.
+        """
         for _ in range(MOST_CONNECTIONS):
             try:
-                return await self.rows(name, binary=binary, **parameters)
+                return await self.rows(name, take, **parameters)
             except StoreUnavailable as error:
                 if error.__cause__ is None:  # no connection to be had, after a long wait
                     raise
-        return await self.rows(name, binary=binary, **parameters)
+        return await self.rows(name, take, **parameters)
 
     # --- runs -------------------------------------------------------------------------------
 
@@ -385,8 +404,9 @@ class Store:
 
         Source: sql/checkpoints.sql, load_outputs.
         """
-        rows = await self.ask(
-            "load_outputs", binary=True, run_id=run_id, path=path, most_bytes=LEAST_BYTES
+        rows: list[tuple[Any, ...]] = []
+        await self.ask(
+            "load_outputs", rows.extend, run_id=run_id, path=path, most_bytes=LEAST_BYTES
         )
         return {
             step_id: Elsewhere(nbytes) if output is None else output
@@ -399,7 +419,8 @@ class Store:
         Raises:
             UnknownRun: They are gone.
         """
-        found = dict(await self.ask("fetch_outputs", binary=True, run_id=run_id, ids=ids))
+        found: dict[str, bytes] = {}
+        await self.ask("fetch_outputs", found.update, run_id=run_id, ids=ids)
         try:
             return [found[step_id] for step_id in ids]
         except KeyError:
@@ -499,17 +520,57 @@ class Store:
             yield connection, RunStatus(row[0]), row[1]
 
 
+async def take_rows(cursor: psycopg.AsyncCursor[Any], take: Take) -> list[tuple[Any, ...]]:
+    """Hand all rows on, some at a time; gives none."""
+    while rows := await cursor.fetchmany(MANY_ROWS):
+        take(rows)
+        if len(rows) == MANY_ROWS:
+            await asyncio.sleep(0)
+    return []
+
+
 async def load_checkpoints(ask: Ask, runs: dict[UUID, ClaimedRun], whole: bool = False) -> None:
-    """Fill in what is recorded of these runs; `whole`: the steps of a map's complete parts, too."""
+    """Fill in what is recorded of these runs.
+
+    Args:
+        whole: With the steps of a map's complete parts, and with large outputs. Else these are
+            left in the store, but for runs with deadlines: what such a run sees must come before
+            the end of a block that ends anew, so at once.
+    """
     known = list(runs)
-    for run in runs.values():
+    steps: list[dict[str, StoredStep]] = [run.steps for run in runs.values()]
+    numbers, elsewhere = [0] * len(steps), 0
+
+    def take(rows: list[tuple[Any, ...]]) -> None:
+        nonlocal elsewhere
+        elsewhere += take_stored(rows, steps, numbers)
+
+    await ask("load_steps", take, run_ids=known, whole=whole, most_bytes=LEAST_BYTES)
+    for run, number in zip(runs.values(), numbers, strict=True):
         run.is_whole = whole
-    for run_id, step_id, *stored in await ask("load_steps", run_ids=known, whole=whole):
-        runs[run_id].steps[step_id] = StoredStep(*stored)
+        run.number = number
+    if elsewhere:
+        timed = [run for run in runs.values() if any(map(_is_deadline, run.steps.values()))]
+        if timed:
+            lines = [runs[run.run_id].steps for run in timed]
+            await ask(
+                "load_steps",
+                lambda rows: take_stored(rows, lines, [0] * len(lines)),
+                run_ids=[run.run_id for run in timed],
+                whole=whole,
+                most_bytes=ANY_BYTES,
+            )
     for run_id, path, *group in await ask("load_groups", run_ids=known):
-        runs[run_id].groups[path] = StoredGroup(*group)
+        run = runs[run_id]
+        stored = run.groups[path] = StoredGroup(*group)
+        seen = stored.visible_number or 0
+        run.number = max(run.number, stored.call_number, stored.completed_number, seen)
     for run_id, step_id, *attempts in await ask("load_attempts", run_ids=known):
         runs[run_id].attempts[step_id] = StoredAttempts(*attempts)
+
+
+def _is_deadline(stored: StoredStep) -> bool:
+    return stored.function == DEADLINE
 
 
 def _summary(

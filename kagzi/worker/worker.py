@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from kagzi import faultpoints
-from kagzi._core import Gate, Step
+from kagzi._core import Gate, Step, StoredStep
 from kagzi.background import cancel_all
 from kagzi.codec.failures import describe_exception
 from kagzi.context import Context
@@ -36,7 +36,7 @@ from kagzi.store.fenced import FencedConnection
 from kagzi.store.history import History
 from kagzi.store.listener import done_channel, due_channel, news_channel
 from kagzi.store.operations import read_news, tell_ends
-from kagzi.store.rows import RunRow, StoredStep
+from kagzi.store.rows import RunRow
 from kagzi.store.store import ClaimedRun, Store
 from kagzi.store.transactions import Body, Transactions
 from kagzi.worker.diary import DRAINING, Diary

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kagzi._core import Step
+from kagzi._core import Step, StoredStep
 from kagzi.errors import LeaseLost
 from kagzi.store.checkpoints import (
     LARGE_BYTES,
@@ -21,7 +21,7 @@ from kagzi.store.checkpoints import (
     CheckpointWriter,
     ContentRefused,
 )
-from kagzi.store.rows import Batch, StoredStep
+from kagzi.store.rows import Batch
 from tests.store.samples import (
     RUN,
     attempt_row,

@@ -176,8 +176,6 @@ WHERE d.of_group AND t.run_id = d.run_id AND t.path = d.path;
 -- name: read_steps_back
 -- What is stored of steps that were not inserted. Index: step_runs_pkey.
 SELECT t.run_id, t.step_id, t.status, t.function, t.input_hash, t.output, t.error, t.attempts,
-    (extract(epoch FROM t.started_at) * 1000000)::int8,
-    (extract(epoch FROM t.completed_at) * 1000000)::int8,
     t.call_number, t.completed_number, t.visible_number, t.parallel_group_id IS NOT NULL
 FROM {schema}.step_runs t
 JOIN unnest(%(run_ids)s::uuid[], %(step_ids)s::text[]) AS u(run_id, step_id)
@@ -188,12 +186,15 @@ JOIN unnest(%(run_ids)s::uuid[], %(step_ids)s::text[]) AS u(run_id, step_id)
 SELECT id, epoch, status, worker_id FROM {schema}.workflow_runs WHERE id = ANY(%(run_ids)s::uuid[]);
 
 -- name: load_steps
--- Checkpoints of claimed runs; unless `whole`, without those of a map's complete parts, which are
--- loaded when they are asked for. Indexes: step_runs_pkey, parallel_groups_pkey.
-SELECT s.run_id, s.step_id, s.status, s.function, s.input_hash, s.output, s.error, s.attempts,
-    (extract(epoch FROM s.started_at) * 1000000)::int8,
-    (extract(epoch FROM s.completed_at) * 1000000)::int8,
-    s.call_number, s.completed_number, s.visible_number, s.parallel_group_id IS NOT NULL
+-- Checkpoints of claimed runs, each with the place of its run among `run_ids`. Unless `whole`,
+-- without those of a map's complete parts, and without outputs above `most_bytes`: these are loaded
+-- when they are asked for. An output's length is known without reading it. What the engine itself
+-- records is short, or was sent, and comes always. Indexes: step_runs_pkey, parallel_groups_pkey.
+SELECT array_position(%(run_ids)s::uuid[], s.run_id) - 1, s.step_id, s.status, s.function,
+    s.input_hash, CASE WHEN %(whole)s OR octet_length(s.output) <= %(most_bytes)s
+        OR starts_with(s.function, 'kagzi.') THEN s.output END,
+    s.error, s.attempts, s.call_number, s.completed_number, s.visible_number,
+    s.parallel_group_id IS NOT NULL, octet_length(s.output)
 FROM {schema}.step_runs s
 LEFT JOIN (
     SELECT run_id, id FROM {schema}.parallel_groups
