@@ -18,6 +18,7 @@ from kagzi.store.checkpoints import (
     LARGE_BYTES,
     MOST_BYTES,
     MOST_ROWS,
+    MOST_UNWRITTEN,
     CheckpointWriter,
     ContentRefused,
 )
@@ -92,6 +93,7 @@ class Bench:
         self.stored: list[str] = []
         self.refused: list[str] = []
         self.lost: list[BaseException] = []
+        self.full: list[bool] = []
         self.on_refused: Callable[[Step], None] = lambda _: None
         self.writer = CheckpointWriter(
             self.store.write,
@@ -99,6 +101,7 @@ class Bench:
             lambda step, _: self.stored.append(step.id),
             self._refuse,
             self.lost.append,
+            self.full.append,
         )
 
     def _refuse(self, step: Step, reason: Exception) -> None:
@@ -182,6 +185,45 @@ def test_each_batch_takes_all_that_waits_up_to_its_cap_at_any_timing_of_commits(
         assert begun == put
 
     run(main)
+
+
+async def test_writer_tells_when_much_is_unwritten_and_when_half_of_it_is_not() -> None:
+    bench = Bench()
+    big = LARGE_BYTES - 1000
+    enough = MOST_UNWRITTEN // big + 1
+    for place in range(enough):
+        assert bench.full == []
+        bench.writer.put_steps([settled(f"big/{place}", output=b"x" * big)])
+    assert bench.full == [True]
+    while bench.full == [True]:
+        before = bench.writer.unwritten_bytes
+        assert before > MOST_UNWRITTEN // 2
+        bench.store.let_go()
+        await turns()
+    assert bench.full == [True, False]
+    await bench.finish()
+    assert bench.writer.unwritten_bytes == 0
+
+
+async def test_large_values_count_as_unwritten_too() -> None:
+    bench = Bench()
+    for place in range(3):
+        step = settled(f"huge/{place}", output=b"x" * (MOST_UNWRITTEN // 2))
+        bench.writer.put_large(step, lambda: None)
+    assert bench.full == [True]
+    await bench.finish()
+    assert bench.full == [True, False]
+    assert bench.writer.unwritten_bytes == 0
+
+
+async def test_a_lost_writer_holds_nobody_back() -> None:
+    bench = Bench(held=False)
+    bench.store.fails = LeaseLost("it was ended")
+    bench.writer.put_steps(settled_many(3, "huge", output=b"x" * MOST_UNWRITTEN))
+    assert bench.full == [True]
+    await turns()
+    assert bench.lost
+    assert bench.full == [True, False]
 
 
 async def test_batch_is_capped_by_its_bytes() -> None:
