@@ -31,6 +31,16 @@ def main() -> None:
                     "pids": lambda: _value(session.pool_processes()),
                     "memory": lambda size: memory_of(session, run_of(session, work.nothings, size)),
                     "streamed": lambda n: memory_of(session, run_of(session, work.streamed, n)),
+                    "pages_listed": lambda n: memory_of(
+                        session, run_of(session, work.pages_listed, n)
+                    ),
+                    "pages_completed": lambda n: memory_of(
+                        session, run_of(session, work.pages_completed, n)
+                    ),
+                    "pages_streamed": lambda n: memory_of(
+                        session, run_of(session, work.pages_streamed, n)
+                    ),
+                    "resume": session.resume,
                     "floor": lambda size: memory_of(session, floor_of(bench, size, size)),
                     "floor_streamed": lambda size: memory_of(
                         session, floor_of(bench, size, WINDOW)

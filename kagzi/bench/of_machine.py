@@ -135,6 +135,75 @@ async def stream(bench: Bench) -> list[Figure]:
     return figures
 
 
+@SUITES.add(
+    "large",
+    "Results of 100 kB each through one group, as a list and one by one",
+    "Each in new processes; memory over what a new worker has.",
+)
+async def large(bench: Bench) -> list[Figure]:
+    size = 500 if bench.quick else 10_000
+    added_mib = size * work.PAGE_BYTES / (1 << 20)
+    ways = (
+        ("as a list", "pages_listed", added_mib * 1.3 + 100),
+        ("as completed", "pages_completed", 150),
+        ("mapped, one by one", "pages_streamed", 150),
+    )
+    figures = []
+    for _ in bench.rounds(full=1, quick=1):
+        for name, task, most_mib in ways:
+            taken = await _apart(bench, task, size)
+            rate = size * work.PAGE_BYTES / 1e6 / taken["seconds"]
+            figures += [
+                Figure(name, size, "µs/step", [taken["seconds"] / size * 1e6]),
+                Figure(f"{name}, throughput", size, "MB/s", [rate]),
+            ]
+            if taken["coordinator_mib"] is not None:
+                figures += [
+                    Figure(
+                        f"{name}, coordinator",
+                        size,
+                        "MiB",
+                        [taken["coordinator_mib"]],
+                        goal=below(most_mib),
+                    ),
+                    Figure(
+                        f"{name}, pool processes",
+                        size,
+                        "MiB",
+                        [taken["pool_mib"]],
+                        goal=below(150 * bench.processes),
+                    ),
+                ]
+    return figures
+
+
+@SUITES.add(
+    "resume",
+    "A run with many checkpoints, over all of which it is resumed",
+    "In a new process: from the end of its retry to its next end, and of that its body.",
+)
+async def resume(bench: Bench) -> list[Figure]:
+    size, single = (10_000, 1_000) if bench.quick else (100_000, 10_000)
+    shapes = (
+        ("one group", size, size),
+        ("groups of 1,000", size, 1_000),
+        ("step by step", single, 1),
+    )
+    figures = []
+    for _ in bench.rounds(full=1, quick=1):
+        for name, count, at_once in shapes:
+            async with Helper(
+                MODULE, conninfo=bench.conninfo, schema=bench.schema, processes=bench.processes
+            ) as helper:
+                whole, body = await helper.do("resume", count, at_once)
+            goal = below(1.0) if count == 100_000 else None
+            figures += [
+                Figure(name, count, "s", [whole]),
+                Figure(f"{name}, its body", count, "s", [body], goal=goal),
+            ]
+    return figures
+
+
 async def _apart(bench: Bench, task: str, size: int) -> dict[str, float]:
     async with Helper(
         MODULE, conninfo=bench.conninfo, schema=bench.schema, processes=bench.processes

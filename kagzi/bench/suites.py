@@ -24,5 +24,7 @@ SUITES: dict[str, Suite] = {
         "payloads",
         "counts",
         "stream",
+        "large",
+        "resume",
     )
 }

@@ -17,6 +17,9 @@ passes: defaultdict[UUID, list[float]] = defaultdict(list)
 """Seconds of the body each time that a run was driven; its worker must be in this process."""
 
 
+PAGE_BYTES = 100_000
+
+
 class DriveAgain(Exception):
     """Ends a run as failed, so that a retry drives it again over its checkpoints."""
 
@@ -89,6 +92,48 @@ async def payloads(ctx: Context, size: int, nbytes: int) -> float:
     began = time.perf_counter()
     await ctx.parallel_vec("payloads", [payload.bind(nbytes) for _ in range(size)])
     return time.perf_counter() - began
+
+
+@step
+async def page(index: int) -> str:
+    return "0" * PAGE_BYTES
+
+
+@workflow
+async def pages_listed(ctx: Context, size: int) -> float:
+    began = time.perf_counter()
+    pages = await ctx.parallel_vec("pages", [page.bind(index) for index in range(size)])
+    assert len(pages) == size
+    return time.perf_counter() - began
+
+
+@workflow
+async def pages_completed(ctx: Context, size: int) -> float:
+    began = time.perf_counter()
+    async for _ in ctx.as_completed("pages", [page.bind(index) for index in range(size)]):
+        pass
+    return time.perf_counter() - began
+
+
+@workflow
+async def pages_streamed(ctx: Context, size: int) -> float:
+    began = time.perf_counter()
+    async for _ in ctx.map("pages", page, (index for index in range(size))):
+        pass
+    return time.perf_counter() - began
+
+
+@workflow
+async def resumed(ctx: Context, size: int, at_once: int) -> None:
+    """Steps in groups of so many; of one: without groups."""
+    began = time.perf_counter()
+    for start in range(0, size, at_once):
+        if at_once == 1:
+            await ctx.step(nothing, start)
+        else:
+            await ctx.parallel_vec("part", [nothing.bind(index) for index in range(at_once)])
+    passes[ctx.run_id].append(time.perf_counter() - began)
+    raise DriveAgain
 
 
 @workflow
