@@ -47,7 +47,8 @@ class Shelf:
         return True
 
     def give(self, nbytes: int) -> None:
-        """So much was used, and waits no more."""
+        """So much was used, and waits no more; what was never counted does not count now."""
+        nbytes = min(nbytes, self._used)
         self._room.left += nbytes
         self._used -= nbytes
 

@@ -397,7 +397,7 @@ class Group(Work):
         super()._end()
         # Steps lead back here: what they and the slots hold would wait for the collector.
         self._steps = []
-        if not self.scope.base and self.stream is None:
+        if self.outcome is not None and not self.scope.base:
             self.outcome = None
             self.slots = Slots(0)
 

@@ -68,6 +68,29 @@ async def mapped(ctx: Context, count: int, window: int) -> list[int]:
 
 
 @kagzi.workflow
+async def map_listed(ctx: Context, count: int, window: int) -> list[int]:
+    values = await ctx.map("all", wide, iter(range(count)), window=window)
+    return [int(value[:8]) for value in values]
+
+
+@kagzi.workflow
+async def mapped_within_time(ctx: Context, count: int, window: int) -> list[int]:
+    async with ctx.timeout(600):
+        values = ctx.map("all", wide, iter(range(count)), window=window)
+        return [int(value[:8]) async for value in values]
+
+
+@kagzi.workflow
+async def left_early(ctx: Context, count: int) -> int:
+    seen = 0
+    async for _ in ctx.as_completed("all", [numbered.bind(n, BYTES) for n in range(count)]):
+        seen += 1
+        if seen == 3:
+            break
+    return seen
+
+
+@kagzi.workflow
 async def listed(ctx: Context, count: int, size: int, collect: bool) -> list[int]:
     calls = [numbered.bind(n, size) for n in range(count)]
     if collect:
@@ -161,6 +184,12 @@ async def test_room_is_given_back(engine: Engine) -> None:
     left = engine.worker.room.left
     assert sorted(await engine.run(completed, 20, BYTES)) == list(range(20))
     assert await engine.run(mapped, 20, 5) == list(range(20))
+    assert await engine.run(map_listed, 20, 5) == list(range(20))
+    assert await engine.run(left_early, 40) == 3
+    result, handle = await engine.drive(mapped_within_time, 20, 5)
+    numbers = await engine.numbers(handle)
+    assert await engine.replay(handle, numbers[8]) == result == list(range(20))
+    await engine.settled()
     assert engine.worker.room.left == left
 
 

@@ -36,6 +36,7 @@ from tests.store.samples import (
 )
 
 COUNT = "SELECT count(*) FROM kagzi.step_runs"
+LARGE = 100_000  # bytes: some of these are a batch for COPY
 
 
 @pytest.fixture
@@ -113,14 +114,16 @@ async def check_whole(dsn: str, run_id: UUID, size: int) -> None:
 SIZES = [0, 1, 2, 64, 65, 512, 5000]
 
 
-@pytest.mark.parametrize("size", SIZES[1:])
-async def test_steps_of_any_number_are_stored_as_they_were(
-    store: Store, proxy: Proxy, size: int
+@pytest.mark.parametrize(
+    ("size", "padding"), [*((size, 0) for size in SIZES[1:]), (1, LARGE), (5, LARGE), (30, LARGE)]
+)
+async def test_steps_of_any_number_and_length_are_stored_as_they_were(
+    store: Store, proxy: Proxy, size: int, padding: int
 ) -> None:
     worker_id = await registered(store)
     steps = settled_many(size, worker_id=worker_id)
     for place, step in enumerate(steps):
-        step.output = b"%d" % place
+        step.output = b"%d" % place + bytes(padding)
         step.group_id = UUID(int=place).bytes
         step.parent_id = "parent" if place % 2 else None
         step.call_number, step.completed_number, step.attempt = place, place + 1, place % 5 + 1
@@ -142,7 +145,7 @@ async def test_steps_of_any_number_are_stored_as_they_were(
         assert stored[step.id] == (
             "tests.echo",
             "completed",
-            b"%d" % place,
+            b"%d" % place + bytes(padding),
             None,
             b"[]",
             step.input_hash,
@@ -234,15 +237,16 @@ async def test_clear_removes_failures_and_decisions_below_one_step_only(
 
 
 @pytest.mark.parametrize(
-    ("size", "whole", "clears"),
+    ("size", "nbytes", "whole", "clears"),
     [
-        pytest.param(1, False, False, id="one step"),
-        pytest.param(20, False, False, id="unnest"),
-        pytest.param(100, False, False, id="copy"),
-        pytest.param(20, True, False, id="unnest, whole"),
-        pytest.param(20, True, True, id="unnest, whole, clears"),
-        pytest.param(100, True, False, id="copy, whole"),
-        pytest.param(100, True, True, id="copy, whole, clears"),
+        pytest.param(1, 1, False, False, id="one step"),
+        pytest.param(20, 1, False, False, id="unnest"),
+        pytest.param(100, 1, False, False, id="copy"),
+        pytest.param(8, LARGE, False, False, id="copy in pieces"),
+        pytest.param(20, 1, True, False, id="unnest, whole"),
+        pytest.param(20, 1, True, True, id="unnest, whole, clears"),
+        pytest.param(100, 1, True, False, id="copy, whole"),
+        pytest.param(100, 1, True, True, id="copy, whole, clears"),
     ],
 )
 async def test_connection_cut_at_any_message_loses_and_doubles_nothing(
@@ -250,6 +254,7 @@ async def test_connection_cut_at_any_message_loses_and_doubles_nothing(
     proxy: Proxy,
     monkeypatch: pytest.MonkeyPatch,
     size: int,
+    nbytes: int,
     whole: bool,
     clears: bool,
 ) -> None:
@@ -274,7 +279,9 @@ async def test_connection_cut_at_any_message_loses_and_doubles_nothing(
         if whole:
             batch = whole_batch(run_id, worker_id, size, clears)
         else:
-            batch = batch_of(settled_many(size, run_id=run_id, worker_id=worker_id))
+            output = b"1" * nbytes
+            steps = settled_many(size, run_id=run_id, worker_id=worker_id, output=output)
+            batch = batch_of(steps)
         proxy.hook = hook
         async with connected(proxy.dsn, worker_id) as connection:
             stored = await asyncio.wait_for(connection.write(batch), 20)
@@ -325,16 +332,16 @@ async def test_server_in_trouble_is_asked_again_and_no_step_is_blamed(
 
 # not null, check, text, disallowed
 @pytest.mark.parametrize("state", ["23502", "23514", "22021", "42501"])
-@pytest.mark.parametrize("size", [1, 100])
+@pytest.mark.parametrize(("size", "nbytes"), [(1, 1), (100, 1), (20, LARGE)])
 async def test_refused_content_is_said_and_the_connection_goes_on(
-    store: Store, dsn: str, state: str, size: int
+    store: Store, dsn: str, state: str, size: int, nbytes: int
 ) -> None:
     worker_id = await registered(store)
     await raise_on_insert(dsn, state, times=1)
     async with connected(dsn, worker_id) as connection:
         with pytest.raises(ContentRefused, match="raised on purpose"):
-            await connection.write(batch_of(settled_many(size)))
-        await connection.write(batch_of(settled_many(size)))
+            await connection.write(batch_of(settled_many(size, output=b"1" * nbytes)))
+        await connection.write(batch_of(settled_many(size, output=b"1" * nbytes)))
     assert await value(dsn, COUNT) == size
 
 
@@ -411,13 +418,26 @@ async def test_statement_that_somebody_cancels_fails_no_step(
     assert await value(proxy.dsn, COUNT) == size
 
 
+async def test_large_values_are_compressed_by_lz4_where_the_server_has_it(
+    store: Store, dsn: str
+) -> None:
+    query = (
+        "SELECT 'lz4' = ANY (enumvals) FROM pg_settings WHERE name = 'default_toast_compression'"
+    )
+    wanted = "lz4" if await value(dsn, query) else "pglz"
+    async with connected(dsn, await registered(store)) as connection:
+        await connection.write(batch_of([settled("large", output=b"1" * LARGE)]))
+    query = "SELECT pg_column_compression(output) FROM kagzi.step_runs"
+    assert await value(dsn, query) == wanted
+
+
 # --- first commit wins ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [1, 64, 65, 512])
+@pytest.mark.parametrize(("size", "nbytes"), [(1, 1), (64, 1), (65, 1), (512, 1), (20, LARGE)])
 @pytest.mark.parametrize("other", ["completed", "failed"])
 async def test_first_commit_wins_and_the_later_one_learns_what_is_stored(
-    store: Store, dsn: str, size: int, other: str
+    store: Store, dsn: str, size: int, nbytes: int, other: str
 ) -> None:
     worker_id = await registered(store)
     known = settled(
@@ -425,7 +445,7 @@ async def test_first_commit_wins_and_the_later_one_learns_what_is_stored(
     )
     async with connected(dsn, worker_id) as connection:
         await connection.write(batch_of([known]))
-        steps = settled_many(size)
+        steps = settled_many(size, output=b"1" * nbytes)
         stored = dict(await connection.write(batch_of(steps)))
     row = stored[steps[-1]]
     assert (row.status, row.output, row.error) == (other, known.output, known.error)
