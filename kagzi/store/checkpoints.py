@@ -225,6 +225,8 @@ class CheckpointWriter:
             self._on_full(is_full)
 
     async def _commit(self, batch: Batch, write: Write) -> None:
+        if batch.memos:  # a step may have been refused in a batch before
+            batch.memos = [memo for memo in batch.memos if memo.step.status == "completed"]
         try:
             stored = await write(batch)
         except ContentRefused as error:
@@ -262,7 +264,7 @@ class CheckpointWriter:
         rest = Batch()
         rest.add_steps(refused)
         rest.attempts, rest.groups, rest.marks = batch.attempts, batch.groups, batch.marks
-        rest.memos = [memo for memo in batch.memos if memo.step not in refused]
+        rest.memos = [memo for memo in batch.memos if memo.step.status == "completed"]
         rest.runs, rest.clears, rest.drops = batch.runs, batch.clears, batch.drops
         return stored + await write(rest)
 
