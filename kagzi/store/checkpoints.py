@@ -23,7 +23,7 @@ logger = logging.getLogger("kagzi.store")
 MOST_ROWS = 512
 MOST_BYTES = 2 << 20
 LARGE_BYTES = 256 << 10
-MOST_UNWRITTEN = 24 << 20
+MOST_UNWRITTEN = 8 << 20
 
 Write = Callable[[Batch], Awaitable[list[tuple[Step, StoredStep]]]]
 
