@@ -28,6 +28,7 @@ from kagzi.relations import Relations
 from kagzi.scope import Scope, keyed_ids, member_ids
 
 JOINED_BYTES = 1 << 20
+SMALL_BYTES = 256  # on average: a look at each byte of larger ones takes longer than a call
 
 T = TypeVar("T")
 A = TypeVar("A")
@@ -569,10 +570,11 @@ def decoded(request: GroupRequest, values: list[Any]) -> list[Any]:
     first = definitions[0]
     if first.returns.plain and definitions.count(first) == len(definitions) and None not in values:
         count, nbytes = len(values), sum(map(len, values))
-        at_once = count if nbytes <= JOINED_BYTES else max(1, count * JOINED_BYTES // nbytes)
-        for start in range(0, count, at_once):
-            values[start : start + at_once] = _decoded(first, values[start : start + at_once])
-        return values
+        if nbytes <= count * SMALL_BYTES:
+            at_once = count if nbytes <= JOINED_BYTES else max(1, count * JOINED_BYTES // nbytes)
+            for start in range(0, count, at_once):
+                values[start : start + at_once] = _decoded(first, values[start : start + at_once])
+            return values
     for place, (definition, value) in enumerate(zip(definitions, values, strict=True)):
         values[place] = None if value is None else definition.returns.decode(value)
     return values
@@ -580,8 +582,7 @@ def decoded(request: GroupRequest, values: list[Any]) -> list[Any]:
 
 def _decoded(definition: Definition, values: list[bytes]) -> list[Any]:
     """Results of plain types, by one call if it can be."""
-    if len(values) > 1:
-        joined = b"[" + b",".join(values) + b"]"
-        if b"[ " not in joined and b", " not in joined:  # no integer beyond 64 bits, at a glance
-            return orjson.loads(joined)  # type: ignore[no-any-return]
+    joined = b"[" + b",".join(values) + b"]"
+    if b"[ " not in joined and b", " not in joined:  # no integer beyond 64 bits, at a glance
+        return orjson.loads(joined)  # type: ignore[no-any-return]
     return [definition.returns.decode(value) for value in values]
