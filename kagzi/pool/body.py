@@ -124,7 +124,8 @@ class Threads:
         bodies = self._queues[lane]
         while True:
             body = bodies.get()
-            self._may_begin.wait()
+            if not self._may_begin.is_set():
+                self._may_begin.wait()
             with self._lock:
                 if body.number not in self._waiting:
                     continue
