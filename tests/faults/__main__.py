@@ -71,7 +71,7 @@ def soak_for(seed: int, workers: int, minutes: float) -> int:
         tell(report)
         print(
             f"{report.runs} runs, {report.steps} steps, {report.executions} executions, "
-            f"{report.refused} workers refused"
+            f"{report.refused} writes refused"
         )
         print("faults: " + ", ".join(f"{name} {count}" for name, count in sorted(struck.items())))
         if report.problems:
@@ -95,7 +95,7 @@ def sum_up(reports: list[Report]) -> int:
         f"{len(reports)} trials, {sum(struck.values())} with a fault, {len(failed)} failed; "
         f"{sum(r.runs for r in reports)} runs, {sum(r.steps for r in reports)} steps, "
         f"{sum(r.executions for r in reports)} executions, "
-        f"{sum(r.refused for r in reports)} workers refused"
+        f"{sum(r.refused for r in reports)} writes refused"
     )
     print("faults: " + ", ".join(f"{name} {count}" for name, count in sorted(struck.items())))
     return len(failed)

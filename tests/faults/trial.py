@@ -16,7 +16,7 @@ from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import psycopg
@@ -105,7 +105,7 @@ class Report:
     Attributes:
         faults: What struck, in order; empty: the point was not reached.
         problems: What should have held and does not.
-        refused: Writes of ended incarnations that were refused.
+        refused: Writes of ended incarnations that were refused, as seen on the wire.
     """
 
     plan: Plan
@@ -243,7 +243,13 @@ def is_alive(pid: int) -> bool:
 
 
 class Trial:
-    """One of them, from start to verdict."""
+    """One of them, from start to verdict.
+
+    Attributes:
+        options: Of every worker, besides the plan's.
+    """
+
+    options: ClassVar[dict[str, Any]] = OPTIONS
 
     def __init__(self, server: Server, plan: Plan) -> None:
         self.server = server
@@ -338,7 +344,7 @@ class Trial:
                 "kind": "worker",
                 "dsn": proxy.dsn,
                 "log": str(self.folder / f"worker-{number}.log"),
-                "options": {**OPTIONS, "processes": plan.processes},
+                "options": {**self.options, "processes": plan.processes},
                 "armed": [self._control, plan.point, plan.nth] if armed and not on_wire else None,
                 "uvloop": plan.uvloop,
                 "broken": plan.broken,
@@ -468,7 +474,7 @@ class Trial:
         problems += verdict.problems
         report.runs, report.steps = verdict.runs, verdict.steps
         report.executions = verdict.executions
-        report.refused = sum(one.said.count("stops its runs: the lease") for one in self.workers)
+        report.refused = sum(one.wire.refused for one in self.workers)
         for actor in self.actors:
             for line in actor.said.splitlines():
                 if "Traceback" in line or "never awaited" in line:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import struct
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
 LEASE_S = 1.2
 HOLE_S = 1.8 * LEASE_S
+FENCE_SHUT = b"\0CKZ001\0"
+NO_FENCE = struct.pack(
+    "!hiq", 3, 8, 0
+)  # the row of a write: how often it found the fence open, ...
 NOTHING = Message(False, "N", b"SNOTICE\0VNOTICE\0C00000\0Mlost on the way\0\0")
 
 
@@ -26,6 +31,7 @@ class Wire:
 
     Attributes:
         strike: Called once, at the nth time that the point is reached.
+        refused: Writes that the server answered with a shut fence.
     """
 
     def __init__(self, proxy: Proxy) -> None:
@@ -34,6 +40,7 @@ class Wire:
         self.point = ""
         self.nth = 0
         self.strike: Callable[[], Awaitable[None]] | None = None
+        self.refused = 0
         self.deaf = False  # no notification comes through
         self._hole: asyncio.Event | None = None
         self._count = 0
@@ -42,6 +49,8 @@ class Wire:
         self._within: set[Link] = set()
 
     async def _look(self, link: Link, message: Message) -> bool | Message:
+        if link.is_fenced and is_refusal(message):
+            self.refused += 1
         if self.strike is not None and link.is_fenced and self._is_moment(link, message):
             self._count += 1
             if self._count == self.nth:
@@ -94,6 +103,15 @@ class Wire:
             hole, self._hole = self._hole, None
             hole.set()
             await self.proxy.cut_all()
+
+
+def is_refusal(message: Message) -> bool:
+    """Whether it tells, over a fenced connection, that a write met a shut fence."""
+    if message.from_client:
+        return False
+    if message.kind == "E":  # of a COPY
+        return FENCE_SHUT in message.body
+    return message.kind == "D" and message.body.startswith(NO_FENCE)
 
 
 Strike = Callable[["Trial", "WorkerActor"], Awaitable[bool]]
@@ -168,27 +186,43 @@ async def hole(trial: Trial, actor: WorkerActor) -> bool:
 
 async def freeze(trial: Trial, actor: WorkerActor) -> bool:
     """Stopped until another has ended its lease, then let go on."""
+    stopped = stop(trial, actor)
+
+    async def end() -> None:
+        await until_lease_ended(trial, actor)
+        let_go_on(stopped)
+
+    trial.later(end())
+    return True
+
+
+def stop(trial: Trial, actor: WorkerActor) -> list[int]:
+    """Stop a worker, and its pool processes or not; who was stopped."""
     family = [actor.pid, *(one.pid for one in actor.family())]
     chosen = family if trial.chance.random() < 0.5 else family[:1]
     for pid in chosen:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGSTOP)
+    return chosen
 
-    async def end() -> None:
-        query = (
-            "SELECT count(*) FROM kagzi.worker_leases JOIN kagzi.workers ON id = worker_id"
-            " WHERE pid = %s"
-        )
-        for _ in range(2000):
-            await asyncio.sleep(0.005)  # at once, before the next owner has done it all
-            if (await trial.ask(query, actor.pid))[0][0] == 0:
-                break
-        for pid in reversed(chosen):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
 
-    trial.later(end())
-    return True
+async def until_lease_ended(trial: Trial, actor: WorkerActor) -> bool:
+    """Wait for it, and not longer, before the next owner has done it all; whether it was ended."""
+    query = (
+        "SELECT count(*) FROM kagzi.worker_leases JOIN kagzi.workers ON id = worker_id"
+        " WHERE pid = %s"
+    )
+    for _ in range(2000):
+        await asyncio.sleep(0.005)
+        if (await trial.ask(query, actor.pid))[0][0] == 0:
+            return True
+    return False
+
+
+def let_go_on(stopped: list[int]) -> None:
+    for pid in reversed(stopped):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 VICTIMS: dict[str, Strike] = {
