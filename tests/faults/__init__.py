@@ -12,5 +12,6 @@ a plan again, `--matrix` every point with every victim and every kind of run, `-
     broken.py    engines that are broken on purpose: the oracle must notice each
     trial.py     one trial
     soak.py      `--soak N`: so many workers, runs of every kind, faults at random moments
+    zombies.py   `--zombies N`: so many workers, stopped by the dozen until others took over
     migrating.py `python -m tests.faults.migrating 200`: processes that migrate at once
 """

@@ -12,6 +12,7 @@ import click
 
 from tests.faults.soak import soak
 from tests.faults.trial import Plan, Report, Server, Trial, plans_of_matrix
+from tests.faults.zombies import VICTIM, Count, Round, rounds
 
 
 @click.command()
@@ -22,6 +23,7 @@ from tests.faults.trial import Plan, Report, Server, Trial, plans_of_matrix
 @click.option("--replay", default="", help="One plan, as it was printed.")
 @click.option("--times", type=int, default=1, help="How often to replay it.")
 @click.option("--soak", "workers", type=int, default=0, help="So many workers, faults at random.")
+@click.option("--zombies", type=int, default=0, help="So many workers, stopped by the dozen.")
 @click.option("--part", default="0/1", help="k/n: every nth plan of the matrix, from the kth on.")
 def main(
     seed: int | None,
@@ -31,6 +33,7 @@ def main(
     replay: str,
     times: int,
     workers: int,
+    zombies: int,
     part: str,
 ) -> None:
     """Strike at the engine, and see what holds."""
@@ -47,6 +50,8 @@ def main(
         random.Random(seed).shuffle(plans)
     if workers:
         raise SystemExit(1 if soak_for(seed, workers, minutes) else 0)
+    if zombies:
+        raise SystemExit(1 if haunt(seed, zombies) else 0)
     reports: list[Report] = []
     until = time.monotonic() + minutes * 60
     with Server() as server:
@@ -54,7 +59,8 @@ def main(
             if time.monotonic() > until and not replay:
                 print(f"time is up after {number} of {len(plans)}")
                 break
-            report = asyncio.run(Trial(server, plan).run())
+            kind = Round if plan.victim == VICTIM else Trial
+            report = asyncio.run(kind(server, plan).run())
             reports.append(report)
             tell(report)
         failed = sum_up(reports)
@@ -78,6 +84,22 @@ def soak_for(seed: int, workers: int, minutes: float) -> int:
             server.keep = True
             print(f"logs are kept in {server.folder}")
     return len(report.problems)
+
+
+def haunt(seed: int, zombies: int) -> int:
+    """Print what came of each round, and of all; how many failed."""
+    reports: list[Report] = []
+    count = Count()
+    with Server() as server:
+        for report, count in rounds(server, seed, zombies):  # noqa: B007 - of all, in the end
+            reports.append(report)
+            tell(report)
+        failed = sum_up(reports)
+        print(count)
+        if failed:
+            server.keep = True
+            print(f"logs are kept in {server.folder}")
+    return failed
 
 
 def tell(report: Report) -> None:
