@@ -22,7 +22,7 @@ import uvloop
 import kagzi
 from kagzi.store import fenced
 from tests.faults import broken, points
-from tests.faults.subjects import EVERY, note
+from tests.faults.subjects import EVERY, FORK_FROM, FORK_SUFFIX, note
 
 
 async def work(spec: dict[str, Any]) -> None:
@@ -61,18 +61,58 @@ async def ask(spec: dict[str, Any]) -> None:
 
 async def _see_through(client: kagzi.Client, spec: dict[str, Any], key: str) -> None:
     name, folder = spec["program"], spec["folder"]
-    handle = await client.start(EVERY[name].workflow, folder, key, id=key)
+    program = EVERY[name]
+    queue = "default"
+    if program.most_held is not None:
+        queue = name
+        await client.set_queue(queue, concurrency=program.most_held)
+    handle = await client.start(program.workflow, folder, key, id=key, queue=queue)
     note(folder, "started", key, handle.run_id)
+    handles = [handle]
     if name in ("timer", "paused", "cancelled", "busy"):
         with suppress(kagzi.RunEnded):
             await _act(client, handle, name, folder, key)
+    elif program.is_forked:
+        handles.append(await _fork(client, handle, folder, key))
+    elif program.is_retried:
+        await _mend(client, handle, folder, key)
+    for one in handles:
+        note(folder, "result", one.id, await _result(one))
+
+
+async def _result(handle: kagzi.RunHandle[Any]) -> str:
     try:
-        result = json.dumps(await handle.result(), separators=(",", ":"))
+        return json.dumps(await handle.result(), separators=(",", ":"))
     except kagzi.RunWasCancelled:
-        result = "cancelled"
+        return "cancelled"
     except kagzi.RunFailed as error:
-        result = f"failed {type(error).__name__}"
-    note(folder, "result", key, result)
+        return f"failed {type(error).__name__}"
+
+
+async def _fork(
+    client: kagzi.Client, handle: kagzi.RunHandle[Any], folder: str, key: str
+) -> kagzi.RunHandle[Any]:
+    """Sends what it waits for, so that it goes on meanwhile; the fork gets that, too."""
+    await _until_noted(f"{folder}/witness", f"ready {key}\n")
+    with suppress(kagzi.RunEnded):
+        await client.send(handle, "go", key, id="go")
+        note(folder, "sent", key)
+    try:
+        made = await client.fork(handle, from_step=FORK_FROM, id=f"{key}{FORK_SUFFIX}")
+    except kagzi.RunConflict:
+        made = await client.get(f"{key}{FORK_SUFFIX}")
+    note(folder, "started", made.id, made.run_id)
+    return made
+
+
+async def _mend(client: kagzi.Client, handle: kagzi.RunHandle[Any], folder: str, key: str) -> None:
+    """Retry it if it has failed and was not retried yet."""
+    with suppress(kagzi.RunFailed):
+        await handle.result()
+        return
+    note(folder, "mended", key)
+    with suppress(kagzi.InvalidInput):  # a client that was killed may have come this far, too
+        await client.retry(handle)
 
 
 async def _act(

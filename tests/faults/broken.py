@@ -15,6 +15,7 @@ from typing import Any
 
 import psycopg
 
+from kagzi.administration import Administration
 from kagzi.engine.group import Group
 from kagzi.engine.work import Work
 from kagzi.errors import LeaseLost
@@ -211,6 +212,34 @@ def _is_race(request: GroupRequest) -> bool:
     return request.kind is GroupKind.RACE
 
 
+def fork_keeps_step() -> None:
+    """A fork has the result of the step that it is to make anew."""
+    _rewrite("fork_steps", r" AND step_id <> ALL\(%\(dropped\)s::text\[\]\)", "")
+
+
+def fork_forgets() -> None:
+    """A fork has no checkpoints."""
+    _rewrite("fork_steps", r"AND call_number <= %\(number\)s", "AND false")
+
+
+def retry_clears_all() -> None:
+    """A person's retry begins from the top."""
+    _rewrite("delete_steps", r" AND step_id = ANY\(%\(step_ids\)s::text\[\]\)", "")
+
+
+def no_limits() -> None:
+    """What a queue is set to is forgotten."""
+
+    async def forget(self: Administration, name: str, **limits: Any) -> None: ...
+
+    Administration.set_queue = forget  # type: ignore[method-assign, assignment]
+
+
+def _only(program: str) -> dict[str, Any]:
+    """Nothing strikes."""
+    return {"program": program, "point": "none", "victim": "none"}
+
+
 ENGINES: dict[str, Broken] = {
     "no_fence": Broken(no_fence, "after its lease was ended", FROZEN),
     "visible_early": Broken(
@@ -265,4 +294,8 @@ ENGINES: dict[str, Broken] = {
         "several winners",
         {"program": "racing", "point": "body.before", "victim": "worker", "runs": 1},
     ),
+    "fork_keeps_step": Broken(fork_keeps_step, "no body gave", _only("forked")),
+    "fork_forgets": Broken(fork_forgets, "which it had kept", _only("forked")),
+    "retry_clears_all": Broken(retry_clears_all, "was deleted", _only("retried")),
+    "no_limits": Broken(no_limits, "held at once", _only("queued")),
 }

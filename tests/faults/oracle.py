@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
 import psycopg
 
-from tests.faults.subjects import EVERY, SMALL, Program
+from tests.faults.subjects import EVERY, FORK, FORK_SUFFIX, SMALL, Program
 
 AUDIT = Path(__file__).with_name("audit.sql").read_text()
 TERMINAL = ("completed", "failed", "cancelled")
@@ -39,11 +41,13 @@ class Witnessed:
     strange: list[str] = field(default_factory=list)
 
 
-def read_witness(path: Path) -> Witnessed:
+def read_witness(path: Path, keys: Mapping[str, str] = MappingProxyType({})) -> Witnessed:
+    """What is noted in a file; `keys`: of runs whose notes are by their id."""
     found = Witnessed()
     text = path.read_text() if path.exists() else ""
     for line in text.splitlines():
         kind, key, *rest = line.split(" ")
+        key = keys.get(key, key)
         if kind == "ran":
             step_id, name, nonce, _pid = rest
             if step_id != name:
@@ -82,24 +86,30 @@ def judge(
     Args:
         programs: By the key of each run that was asked for: which program it is.
     """
-    seen = read_witness(witness)
+    runs = _runs_by_key(connection)
+    seen = read_witness(witness, {str(run.id): key for key, run in runs.items()})
     problems = list(seen.strange)
     expected: dict[str, Program] = {}
     for key, program in programs.items():
         expected[key] = EVERY[program]
         expected |= {f"{key}{suffix}": SMALL for suffix in EVERY[program].children}
-    runs = _runs_by_key(connection)
-    values = _committed(connection, problems)
+        if EVERY[program].is_forked:
+            expected[f"{key}{FORK_SUFFIX}"] = FORK
+    wanted_of = {run.id: expected[key] for key, run in runs.items() if key in expected}
+    values = _committed(connection, wanted_of, problems)
     for key, wanted in expected.items():
         if key not in runs:
             problems.append(f"{key}: no such run")
         else:
             problems += _judge_run(key, wanted, runs[key], values, seen, faults)
+            if wanted.kept and origin_of(key) in runs:
+                origin = values.get(runs[origin_of(key)].id, {})
+                problems += _judge_kept(key, wanted, values[runs[key].id], origin, seen)
     problems += [f"{key}: a run that nobody asked for" for key in runs.keys() - expected.keys()]
     for key, run_id in seen.started.items():
         if key not in runs or str(runs[key].id) != run_id:
             problems.append(f"{key}: its start was acknowledged as {run_id}, and it is not there")
-    problems += _judge_writes(connection)
+    problems += _judge_writes(connection, wanted_of)
     return Verdict(
         problems, len(runs), sum(map(len, values.values())), sum(map(len, seen.ran.values()))
     )
@@ -118,10 +128,11 @@ class Run:
 
 
 def _runs_by_key(connection: psycopg.Connection[Any]) -> dict[str, Run]:
-    query = "SELECT id, status, output, input FROM kagzi.workflow_runs"
+    query = "SELECT id, status, output, input, forked_from IS NULL FROM kagzi.workflow_runs"
     found = {}
-    for run_id, status, output, payload in connection.execute(query):
-        found[_key_of(payload)] = Run(run_id, status, output)
+    for run_id, status, output, payload, is_first in connection.execute(query):
+        key = _key_of(payload)
+        found[key if is_first else f"{key}{FORK_SUFFIX}"] = Run(run_id, status, output)
     return found
 
 
@@ -134,6 +145,11 @@ def _key_of(payload: bytes) -> str:
     return next(str(one) for one in arguments if isinstance(one, str) and "/" not in one)
 
 
+def origin_of(key: str) -> str:
+    """Key of the run that a fork comes from; of any other its own."""
+    return key.removesuffix(FORK_SUFFIX)
+
+
 def _value(status: str, output: bytes | None, error: bytes | None) -> Any:
     """What a step's row says that the workflow sees: its result, or its error's message."""
     if status == "completed":
@@ -142,17 +158,22 @@ def _value(status: str, output: bytes | None, error: bytes | None) -> Any:
 
 
 def _committed(
-    connection: psycopg.Connection[Any], problems: list[str]
+    connection: psycopg.Connection[Any], wanted: dict[UUID, Program], problems: list[str]
 ) -> dict[UUID, dict[str, Any]]:
-    """Per run: the one value that was ever committed of each step, by the triggers."""
+    """Per run: the one value that was ever committed of each step, by the triggers.
+
+    Only a person's retry takes a failed one away.
+    """
     found: dict[UUID, dict[str, Any]] = defaultdict(dict)
     query = (
         "SELECT op, run, step, status, output, error, was_status, was_output, was_error"
-        " FROM audit.writes WHERE what = 'step' ORDER BY seq"
+        ", writer FROM audit.writes WHERE what = 'step' ORDER BY seq"
     )
-    for op, run, step, status, output, error, *was in connection.execute(query):
+    for op, run, step, status, output, error, *was, writer in connection.execute(query):
         if op == "DELETE":
-            problems.append(f"{run}: checkpoint {step!r} was deleted")
+            by_retry = writer is None and run in wanted and wanted[run].is_retried
+            if not by_retry or status != "failed" or found[run].pop(step, None) is None:
+                problems.append(f"{run}: checkpoint {step!r} was deleted")
         elif op == "UPDATE":
             if [status, output, error] != was:
                 problems.append(f"{run}: checkpoint {step!r} was changed")
@@ -188,7 +209,7 @@ def _judge_run(
         most = wanted.attempts.get(step, 1) + faults
         if len(ran) > most:
             problems.append(f"{key}: {step!r} ran {len(ran)} times, with {faults} faults")
-        if step in committed:
+        if step in committed and step not in wanted.kept:
             value = committed[step]
             own = value[0] if isinstance(value, list) else value
             if own not in ran:
@@ -200,10 +221,23 @@ def _judge_run(
             )
     if len(seen.won[key]) > 1:
         problems.append(f"{key}: saw several winners of one race: {sorted(seen.won[key])}")
-    if any(heard != key for heard in seen.heard[key]):
+    if any(heard != origin_of(key) for heard in seen.heard[key]):
         problems.append(f"{key}: heard {seen.heard[key]}")
     if run.status == "completed" and wanted.status == "completed":
         problems += _judge_value(key, wanted, json.loads(run.output or b"null"), committed, seen)
+    return problems
+
+
+def _judge_kept(
+    key: str, wanted: Program, committed: dict[str, Any], origin: dict[str, Any], seen: Witnessed
+) -> list[str]:
+    """Of a fork: what it kept is what the other run has, and no body of its own ran for it."""
+    problems = []
+    for step in wanted.kept:
+        if step not in origin or committed.get(step) != origin[step]:
+            problems.append(f"{key}: kept {committed.get(step)} of {step!r}")
+        if (key, step) in seen.ran:
+            problems.append(f"{key}: {step!r} ran again, which it had kept")
     return problems
 
 
@@ -213,7 +247,7 @@ def _judge_value(
     problems = []
     for name, value in output.items():
         if name == "event":
-            if value != key:
+            if value != origin_of(key):
                 problems.append(f"{key}: its event was {value!r}")
         elif name == "children":
             if len(value) != len(wanted.children):
@@ -232,7 +266,9 @@ def _judge_value(
 # --- all writes -----------------------------------------------------------------------------
 
 
-def _judge_writes(connection: psycopg.Connection[Any]) -> list[str]:
+def _judge_writes(
+    connection: psycopg.Connection[Any], wanted: Mapping[UUID, Program] = MappingProxyType({})
+) -> list[str]:
     problems = [
         f"{run}: {writer} committed {what} {step!r} after its lease was ended"
         for what, run, step, writer in connection.execute(
@@ -242,6 +278,8 @@ def _judge_writes(connection: psycopg.Connection[Any]) -> list[str]:
     owners: dict[UUID, UUID | None] = {}
     epochs: dict[UUID, int] = {}
     ended: set[UUID] = set()
+    retried: set[UUID] = set()
+    held: set[UUID] = set()  # of the one queue that has a limit
     query = (
         "SELECT what, run, step, status, was_status, owner, epoch, writer"
         " FROM audit.writes ORDER BY seq"
@@ -257,7 +295,11 @@ def _judge_writes(connection: psycopg.Connection[Any]) -> list[str]:
             if writer is not None and owners.get(run) != writer:
                 problems.append(f"{run}: {writer} wrote {what} {step!r} and did not hold the run")
             continue
-        if was in TERMINAL and status != was:
+        program = wanted.get(run)
+        by_retry = was == "failed" and status == "pending" and writer is None
+        if by_retry and program is not None and program.is_retried and run not in retried:
+            retried.add(run)
+        elif was in TERMINAL and status != was:
             problems.append(f"{run}: was {was}, and became {status}")
         given = owner is not None and owners.get(run) != owner
         if given and owner in ended:  # not: was told something while it was still held
@@ -265,6 +307,10 @@ def _judge_writes(connection: psycopg.Connection[Any]) -> list[str]:
         if epoch < epochs.get(run, 0):
             problems.append(f"{run}: its epoch went back")
         owners[run], epochs[run] = owner, epoch
+        if program is not None and program.most_held is not None:
+            (held.discard if owner is None else held.add)(run)
+            if len(held) > program.most_held:
+                problems.append(f"{run}: its queue had {len(held)} held at once")
     problems += [
         f"{count} rows of {table} belong to no run"
         for table, count in _orphans(connection).items()

@@ -12,7 +12,7 @@ import os
 import random
 import secrets
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import kagzi
@@ -42,6 +42,13 @@ def draw(folder: str, key: str, name: str) -> str:
 
 def saw(folder: str, key: str, name: str, value: Any) -> None:
     note(folder, "saw", key, name, json.dumps(value, separators=(",", ":")))
+
+
+def noted(folder: str, line: str) -> bool:
+    if not os.path.exists(f"{folder}/witness"):
+        return False
+    with open(f"{folder}/witness") as witness:
+        return line in witness.read().splitlines()
 
 
 # --- bodies ---------------------------------------------------------------------------------
@@ -83,6 +90,23 @@ async def with_inner(ctx: Context, folder: str, key: str, name: str) -> list[str
     own = draw(folder, key, name)
     calls = [mark.bind(folder, key, f"{name}/in/{n}") for n in range(3)]
     return [own, *await ctx.parallel_vec("in", calls)]
+
+
+@kagzi.step(retry=UNHURT)
+async def mark_of_run(folder: str, name: str) -> str:
+    """As `mark`, by the run's id: a fork has the input of the run that it comes from."""
+    with around_body():
+        return draw(folder, str(kagzi.current_step().run_id), name)
+
+
+@kagzi.step(retry=UNHURT)
+async def stumbles(folder: str, key: str, name: str) -> str:
+    """Fails until a person has mended what it needs."""
+    with around_body():
+        nonce = draw(folder, key, name)
+        if not noted(folder, f"mended {key}"):
+            raise ValueError(nonce)
+        return nonce
 
 
 @kagzi.step(retry=UNHURT)
@@ -221,14 +245,40 @@ async def paused(ctx: Context, folder: str, key: str) -> Seen:
     return seen
 
 
+@kagzi.workflow
+async def forked(ctx: Context, folder: str, key: str) -> Seen:
+    """The client forks it from one step of its group while it goes on behind that."""
+    own = str(ctx.run_id)
+    seen: Seen = {"a": await ctx.step(mark_of_run, folder, "a", id="a")}
+    saw(folder, own, "a", seen["a"])
+    calls = [mark_of_run.bind(folder, f"g/{n}") for n in range(3)]
+    for n, value in enumerate(await ctx.parallel_vec("g", calls)):
+        seen[f"g/{n}"] = value
+        saw(folder, own, f"g/{n}", value)
+    note(folder, "ready", key)
+    seen["event"] = await ctx.wait_event("go", timeout=60)
+    note(folder, "heard", own, seen["event"])
+    for name in ("b", "c"):
+        seen[name] = await ctx.step(mark_of_run, folder, name, id=name)
+        saw(folder, own, name, seen[name])
+    return seen
+
+
+@kagzi.workflow
+async def retried(ctx: Context, folder: str, key: str) -> Seen:
+    """Fails, and goes on when the client retries it."""
+    seen: Seen = {"a": await ctx.step(mark, folder, key, "a", id="a")}
+    saw(folder, key, "a", seen["a"])
+    calls = [(stumbles if n == 1 else mark).bind(folder, key, f"g/{n}") for n in range(3)]
+    for n, value in enumerate(await ctx.parallel_vec("g", calls)):
+        seen[f"g/{n}"] = value
+        saw(folder, key, f"g/{n}", value)
+    seen["b"] = await ctx.step(mark, folder, key, "b", id="b")
+    saw(folder, key, "b", seen["b"])
+    return seen
+
+
 # --- for engines that are broken in a way that the others would hardly show -----------------
-
-
-def noted(folder: str, line: str) -> bool:
-    if not os.path.exists(f"{folder}/witness"):
-        return False
-    with open(f"{folder}/witness") as witness:
-        return line in witness.read().splitlines()
 
 
 @kagzi.step
@@ -308,6 +358,10 @@ class Program:
         maybe: Ids of those that may be (losers of a race).
         attempts: Of steps that fail by themselves: how many executions that makes.
         children: Keys of its child runs, after its own key.
+        kept: Of a fork: steps that it has from the run that it comes from.
+        is_forked: The client forks it; the fork is judged as `FORK`.
+        is_retried: It fails, and the client retries it, once.
+        most_held: Runs of it at once, by the limit of a queue that has its name.
     """
 
     workflow: Any
@@ -316,6 +370,10 @@ class Program:
     status: str = "completed"
     attempts: dict[str, int] = field(default_factory=dict)
     children: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    is_forked: bool = False
+    is_retried: bool = False
+    most_held: int | None = None
 
 
 PROGRAMS: dict[str, Program] = {
@@ -341,8 +399,18 @@ PROGRAMS: dict[str, Program] = {
     "timer": Program(timer, ("before", "after")),
     "cancelled": Program(cancelled, ("first",), status="cancelled"),
     "paused": Program(paused, ("first", "s0", "s1", "s2")),
+    "forked": Program(forked, ("a", "g/0", "g/1", "g/2", "b", "c"), is_forked=True),
+    "retried": Program(
+        retried,
+        ("a", "g/0", "g/1", "g/2", "b"),
+        attempts={f"g/{n}": 2 for n in range(3)},  # the failure may stop the others
+        is_retried=True,
+    ),
+    "queued": Program(sequential, tuple(f"s{n}" for n in range(5)), most_held=1),
 }
 SMALL = Program(small, ("a", "b"))
+FORK_FROM, FORK_SUFFIX = "g/1", ".fork"
+FORK = replace(PROGRAMS["forked"], kept=("a", "g/0", "g/2"), is_forked=False)
 
 _TASKS = ("branches.<locals>.branch", *(f"branches.<locals>.branch#{n}" for n in (2, 3, 4)))
 SPECIAL: dict[str, Program] = {

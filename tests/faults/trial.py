@@ -51,7 +51,7 @@ CREATE TRIGGER long BEFORE UPDATE ON kagzi.workflow_runs
 
 # Which programs come to a point at all; those not named here: every program.
 COME_BY: dict[str, tuple[str, ...]] = {
-    "group.start": ("group", "nested", "retry"),
+    "group.start": ("group", "nested", "retry", "forked", "retried"),
     "race.decided": ("group",),
     "retry.decided": ("retry", "group"),
     "copy.before": ("group", "nested"),
@@ -59,7 +59,7 @@ COME_BY: dict[str, tuple[str, ...]] = {
     "copy.after": ("group", "nested"),
     "copy.messages": ("group", "nested"),
     "timer.fires": ("timer", "retry"),
-    "event.taken": ("timer", "paused"),
+    "event.taken": ("timer", "paused", "forked"),
     "child.before": ("child",),
     "child.after": ("child",),
     "request.heard": ("cancelled", "paused"),
