@@ -76,6 +76,8 @@ async def _see_through(client: kagzi.Client, spec: dict[str, Any], key: str) -> 
         handles.append(await _fork(client, handle, folder, key))
     elif program.is_retried:
         await _mend(client, handle, folder, key)
+    elif program.is_followed:
+        await _follow(handle, folder, key)
     for one in handles:
         note(folder, "result", one.id, await _result(one))
 
@@ -113,6 +115,12 @@ async def _mend(client: kagzi.Client, handle: kagzi.RunHandle[Any], folder: str,
     note(folder, "mended", key)
     with suppress(kagzi.InvalidInput):  # a client that was killed may have come this far, too
         await client.retry(handle)
+
+
+async def _follow(handle: kagzi.RunHandle[Any], folder: str, key: str) -> None:
+    async for _, state in handle.follow():
+        note(folder, "followed", key, state)
+    note(folder, "published", key, (await handle.published())["state"])
 
 
 async def _act(

@@ -21,6 +21,8 @@ CREATE TABLE audit.writes (
 );
 -- Writes of a worker whose lease had been ended when they were committed.
 CREATE TABLE audit.late (seq bigserial PRIMARY KEY, what text, run uuid, step text, writer uuid);
+-- Where bodies write in the transaction of their checkpoint.
+CREATE TABLE audit.ledger (key text, step text, nonce text);
 
 CREATE FUNCTION audit.writer() RETURNS uuid LANGUAGE sql STABLE AS $$
     SELECT substring(current_setting('application_name') FROM '^kagzi:([0-9a-f-]{36})$')::uuid

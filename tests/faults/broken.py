@@ -27,6 +27,7 @@ from kagzi.store.connections import is_outage
 from kagzi.store.fenced import FencedConnection
 from kagzi.store.queries import load_queries
 from kagzi.store.store import Store
+from kagzi.store.transactions import Transactions
 from kagzi.worker.heartbeat import Heartbeat
 from kagzi.worker.worker import Worker
 
@@ -235,6 +236,24 @@ def no_limits() -> None:
     Administration.set_queue = forget  # type: ignore[method-assign, assignment]
 
 
+def data_apart() -> None:
+    """What a body writes is committed before its checkpoint."""
+
+    async def attempt(self: Transactions, step: Any, body: Any) -> Any:
+        pool = await self._opened()
+        async with pool.connection() as connection:
+            value = await body(connection)
+            await self._write_step(connection, step, step.definition.returns.encode(value))
+            return value
+
+    Transactions._try = attempt  # type: ignore[method-assign]
+
+
+def publishes_at_first() -> None:
+    """What is published later is lost."""
+    _rewrite("publish_value", r"r\.epoch = %\(epoch\)s", "r.epoch = %(epoch)s AND %(number)s < 4")
+
+
 def _only(program: str) -> dict[str, Any]:
     """Nothing strikes."""
     return {"program": program, "point": "none", "victim": "none"}
@@ -298,4 +317,10 @@ ENGINES: dict[str, Broken] = {
     "fork_forgets": Broken(fork_forgets, "which it had kept", _only("forked")),
     "retry_clears_all": Broken(retry_clears_all, "was deleted", _only("retried")),
     "no_limits": Broken(no_limits, "held at once", _only("queued")),
+    "data_apart": Broken(
+        data_apart,
+        "entered",
+        {"program": "ledger", "point": "body.after", "victim": "worker", "runs": 1},
+    ),
+    "publishes_at_first": Broken(publishes_at_first, "had published", _only("told")),
 }

@@ -16,7 +16,7 @@ from uuid import UUID
 
 import psycopg
 
-from tests.faults.subjects import EVERY, FORK, FORK_SUFFIX, SMALL, Program
+from tests.faults.subjects import EVERY, FORK, FORK_SUFFIX, STATES, Program
 
 AUDIT = Path(__file__).with_name("audit.sql").read_text()
 TERMINAL = ("completed", "failed", "cancelled")
@@ -38,6 +38,8 @@ class Witnessed:
     started: dict[str, str] = field(default_factory=dict)
     results: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     sent: set[str] = field(default_factory=set)
+    followed: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    published: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
     strange: list[str] = field(default_factory=list)
 
 
@@ -65,6 +67,10 @@ def read_witness(path: Path, keys: Mapping[str, str] = MappingProxyType({})) -> 
             found.results[key].add(" ".join(rest))
         elif kind == "sent":
             found.sent.add(key)
+        elif kind == "followed":
+            found.followed[key].append(int(rest[0]))
+        elif kind == "published":
+            found.published[key].add(int(rest[0]))
     return found
 
 
@@ -92,15 +98,20 @@ def judge(
     expected: dict[str, Program] = {}
     for key, program in programs.items():
         expected[key] = EVERY[program]
-        expected |= {f"{key}{suffix}": SMALL for suffix in EVERY[program].children}
+        expected |= {f"{key}{suffix}": one for suffix, one in EVERY[program].children.items()}
         if EVERY[program].is_forked:
             expected[f"{key}{FORK_SUFFIX}"] = FORK
     wanted_of = {run.id: expected[key] for key, run in runs.items() if key in expected}
     values = _committed(connection, wanted_of, problems)
+    entered = _entered(connection)
     for key, wanted in expected.items():
         if key not in runs:
             problems.append(f"{key}: no such run")
         else:
+            if wanted.is_entered:
+                problems += _judge_entered(key, values[runs[key].id], entered)
+            if wanted.is_followed:
+                problems += _judge_followed(key, seen)
             problems += _judge_run(key, wanted, runs[key], values, seen, faults)
             if wanted.kept and origin_of(key) in runs:
                 origin = values.get(runs[origin_of(key)].id, {})
@@ -238,6 +249,33 @@ def _judge_kept(
             problems.append(f"{key}: kept {committed.get(step)} of {step!r}")
         if (key, step) in seen.ran:
             problems.append(f"{key}: {step!r} ran again, which it had kept")
+    return problems
+
+
+def _entered(connection: psycopg.Connection[Any]) -> dict[str, list[tuple[str, str]]]:
+    """What the ledger has of each run: step and nonce."""
+    found: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for key, *entry in connection.execute("SELECT key, step, nonce FROM audit.ledger"):
+        found[key].append((entry[0], entry[1]))
+    return found
+
+
+def _judge_entered(
+    key: str, committed: dict[str, Any], entered: dict[str, list[tuple[str, str]]]
+) -> list[str]:
+    """What was written with a checkpoint is there as often as the checkpoint."""
+    if sorted(entered[key]) == sorted(committed.items()):
+        return []
+    return [f"{key}: entered are {sorted(entered[key])}, and committed {sorted(committed.items())}"]
+
+
+def _judge_followed(key: str, seen: Witnessed) -> list[str]:
+    """What is published goes forward, and to the end."""
+    problems = []
+    if seen.followed[key] != sorted(seen.followed[key]):
+        problems.append(f"{key}: what it published went back: {seen.followed[key]}")
+    if seen.published[key] != {STATES - 1}:
+        problems.append(f"{key}: in the end it had published {seen.published[key]}")
     return problems
 
 

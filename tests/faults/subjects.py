@@ -15,11 +15,14 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import psycopg
+
 import kagzi
 from kagzi import Context, ErrorStrategy, Retry
 from tests.faults.points import around_body
 
 FAILS = 2  # attempts of `flaky`
+STATES = 4  # that `told` publishes
 # A pool process that is killed takes the step with it that it was at; these are not to fail by it.
 UNHURT = Retry.fixed(6, 0.0, on=kagzi.StepCrashed)
 
@@ -109,6 +112,16 @@ async def stumbles(folder: str, key: str, name: str) -> str:
         return nonce
 
 
+@kagzi.step(transaction=True, retry=UNHURT)
+async def enter(connection: psycopg.AsyncConnection[Any], folder: str, key: str, name: str) -> str:
+    """Writes to a table of its own in the transaction of its checkpoint."""
+    with around_body():
+        nonce = draw(folder, key, name)
+        entry = "INSERT INTO audit.ledger (key, step, nonce) VALUES (%s, %s, %s)"
+        await connection.execute(entry, [key, name, nonce])
+        return nonce
+
+
 @kagzi.step(retry=UNHURT)
 async def endless(folder: str, key: str) -> None:
     await asyncio.Event().wait()
@@ -178,17 +191,25 @@ async def small(ctx: Context, folder: str, key: str) -> Seen:
 
 
 @kagzi.workflow
+async def waiting(ctx: Context, folder: str, key: str) -> None:
+    """Until its parent is cancelled."""
+    await ctx.step(mark, folder, key, "a", id="a")
+    await ctx.step(endless, folder, key, id="endless")
+
+
+@kagzi.workflow
 async def child(ctx: Context, folder: str, key: str) -> Seen:
     first = await ctx.step(mark, folder, key, "first", id="first")
     saw(folder, key, "first", first)
+    started = await ctx.start_child(small, folder, f"{key}.0")
     one, two, three = await asyncio.gather(
-        ctx.run_child(small, folder, f"{key}.0"),
+        started.result(),
         ctx.run_child(small, folder, f"{key}.1"),
-        ctx.run_child(small, folder, f"{key}.2"),
+        ctx.parallel_vec("g", [small.bind(folder, f"{key}.{n}") for n in (2, 3)]),
     )
     last = await ctx.step(mark, folder, key, "last", id="last")
     saw(folder, key, "last", last)
-    return {"first": first, "last": last, "children": [one, two, three]}
+    return {"first": first, "last": last, "children": [one, two, *three]}
 
 
 @kagzi.workflow
@@ -224,9 +245,11 @@ async def timer(ctx: Context, folder: str, key: str) -> Seen:
 
 @kagzi.workflow
 async def cancelled(ctx: Context, folder: str, key: str) -> Seen:
-    """Waits for ever, and so does its child; the client cancels it."""
+    """Waits for ever, and so does a child; the client cancels it, and not the other child."""
     first = await ctx.step(mark, folder, key, "first", id="first")
     saw(folder, key, "first", first)
+    await ctx.start_child(waiting, folder, f"{key}.0")
+    await ctx.start_child(small, folder, f"{key}.1", on_parent_cancel="abandon")
     note(folder, "ready", key)
     await ctx.step(endless, folder, key, id="endless")
     return {"first": first}
@@ -275,6 +298,28 @@ async def retried(ctx: Context, folder: str, key: str) -> Seen:
         saw(folder, key, f"g/{n}", value)
     seen["b"] = await ctx.step(mark, folder, key, "b", id="b")
     saw(folder, key, "b", seen["b"])
+    return seen
+
+
+@kagzi.workflow
+async def ledger(ctx: Context, folder: str, key: str) -> Seen:
+    seen: Seen = {"a": await ctx.step(enter, folder, key, "a", id="a")}
+    saw(folder, key, "a", seen["a"])
+    calls = [enter.bind(folder, key, f"g/{n}") for n in range(6)]
+    for n, value in enumerate(await ctx.parallel_vec("g", calls)):
+        seen[f"g/{n}"] = value
+        saw(folder, key, f"g/{n}", value)
+    return seen
+
+
+@kagzi.workflow
+async def told(ctx: Context, folder: str, key: str) -> Seen:
+    """Lets clients see how far it is."""
+    seen: Seen = {}
+    for n in range(STATES):
+        seen[f"s{n}"] = await ctx.step(mark, folder, key, f"s{n}", id=f"s{n}")
+        saw(folder, key, f"s{n}", seen[f"s{n}"])
+        await ctx.publish("state", n)
     return seen
 
 
@@ -357,11 +402,13 @@ class Program:
         steps: Ids of the steps with a nonce that must be committed.
         maybe: Ids of those that may be (losers of a race).
         attempts: Of steps that fail by themselves: how many executions that makes.
-        children: Keys of its child runs, after its own key.
+        children: By what follows its own key in theirs.
         kept: Of a fork: steps that it has from the run that it comes from.
         is_forked: The client forks it; the fork is judged as `FORK`.
         is_retried: It fails, and the client retries it, once.
         most_held: Runs of it at once, by the limit of a queue that has its name.
+        is_entered: Each step has written to the ledger, too.
+        is_followed: The client notes what it publishes.
     """
 
     workflow: Any
@@ -369,12 +416,17 @@ class Program:
     maybe: tuple[str, ...] = ()
     status: str = "completed"
     attempts: dict[str, int] = field(default_factory=dict)
-    children: tuple[str, ...] = ()
+    children: dict[str, Program] = field(default_factory=dict)
     kept: tuple[str, ...] = ()
     is_forked: bool = False
     is_retried: bool = False
     most_held: int | None = None
+    is_entered: bool = False
+    is_followed: bool = False
 
+
+SMALL = Program(small, ("a", "b"))
+WAITING = Program(waiting, (), maybe=("a",), status="cancelled")
 
 PROGRAMS: dict[str, Program] = {
     "sequential": Program(sequential, tuple(f"s{n}" for n in range(5))),
@@ -390,14 +442,18 @@ PROGRAMS: dict[str, Program] = {
         nested,
         (*(f"o/{n}" for n in range(3)), *(f"o/{n}/in/{m}" for n in range(3) for m in range(3))),
     ),
-    "child": Program(child, ("first", "last"), children=(".0", ".1", ".2")),
+    "child": Program(
+        child, ("first", "last"), children={f".{number}": SMALL for number in range(4)}
+    ),
     "retry": Program(
         retry,
         ("before", "f", "g/0", "g/1", "g/2"),
         attempts={"f": FAILS + 1, **{f"g/{n}": FAILS + 1 for n in range(3)}},
     ),
     "timer": Program(timer, ("before", "after")),
-    "cancelled": Program(cancelled, ("first",), status="cancelled"),
+    "cancelled": Program(
+        cancelled, ("first",), status="cancelled", children={".0": WAITING, ".1": SMALL}
+    ),
     "paused": Program(paused, ("first", "s0", "s1", "s2")),
     "forked": Program(forked, ("a", "g/0", "g/1", "g/2", "b", "c"), is_forked=True),
     "retried": Program(
@@ -407,8 +463,9 @@ PROGRAMS: dict[str, Program] = {
         is_retried=True,
     ),
     "queued": Program(sequential, tuple(f"s{n}" for n in range(5)), most_held=1),
+    "ledger": Program(ledger, ("a", *(f"g/{n}" for n in range(6))), is_entered=True),
+    "told": Program(told, tuple(f"s{n}" for n in range(STATES)), is_followed=True),
 }
-SMALL = Program(small, ("a", "b"))
 FORK_FROM, FORK_SUFFIX = "g/1", ".fork"
 FORK = replace(PROGRAMS["forked"], kept=("a", "g/0", "g/2"), is_forked=False)
 

@@ -52,7 +52,7 @@ CREATE TRIGGER long BEFORE UPDATE ON kagzi.workflow_runs
 
 # Which programs come to a point at all; those not named here: every program.
 COME_BY: dict[str, tuple[str, ...]] = {
-    "group.start": ("group", "nested", "retry", "forked", "retried"),
+    "group.start": ("group", "nested", "retry", "forked", "retried", "ledger"),
     "race.decided": ("group",),
     "retry.decided": ("retry", "group"),
     "copy.before": ("group", "nested"),
@@ -61,8 +61,8 @@ COME_BY: dict[str, tuple[str, ...]] = {
     "copy.messages": ("group", "nested"),
     "timer.fires": ("timer", "retry"),
     "event.taken": ("timer", "paused", "forked"),
-    "child.before": ("child",),
-    "child.after": ("child",),
+    "child.before": ("child", "cancelled"),
+    "child.after": ("child", "cancelled"),
     "request.heard": ("cancelled", "paused"),
 }
 
