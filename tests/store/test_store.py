@@ -19,6 +19,7 @@ from kagzi.model import RunStatus
 from kagzi.store import rescue
 from kagzi.store.connections import Connector
 from kagzi.store.fenced import FencedConnection
+from kagzi.store.operations import publish_value, read_values
 from kagzi.store.queries import load_queries
 from kagzi.store.store import Store
 from tests.fix_engine import until
@@ -384,6 +385,36 @@ async def test_claim_that_races_the_end_of_its_own_lease_leaves_no_run_behind(
         )
         query = "SELECT count(*) FROM kagzi.workflow_runs WHERE worker_id = %(id)s"
         assert await value(dsn, query, id=worker_id) == 0, claim
+
+
+async def test_value_that_a_worker_publishes_while_it_is_rescued_from_is_not_seen(
+    store: Store, dsn: str
+) -> None:
+    """It waits for the rescue, and then finds the lease ended."""
+    worker_id = await registered(store)
+    await add_run(store, "a")
+    (run,) = await store.claim_runs(worker_id, [("w", "1")], 9)
+    await publish_value(store, run.run_id, worker_id, run.epoch, "k", b"1", 1)
+    async with transaction(dsn) as rescuing:
+        await rescuing.execute("UPDATE kagzi.workers SET status = 'ended'")
+        await rescuing.execute(
+            "UPDATE kagzi.workflow_runs SET status = 'pending', worker_id = NULL"
+        )
+        late = asyncio.ensure_future(
+            publish_value(store, run.run_id, worker_id, run.epoch, "k", b"2", 2)
+        )
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            " AND datname = current_database()"
+        )
+
+        async def waits_or_is_done() -> bool:
+            return late.done() or bool(await value(dsn, waiting))
+
+        await until(waits_or_is_done)
+        await rescuing.commit()
+    await asyncio.wait_for(late, 10)
+    assert await read_values(store, run.run_id) == [("k", b"1", 1)]
 
 
 async def test_incarnations_of_a_host_are_those_that_are_not_ended(store: Store) -> None:

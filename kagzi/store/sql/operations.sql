@@ -153,9 +153,12 @@ UPDATE {schema}.workflow_runs SET request = NULL WHERE id = %(id)s AND request =
 -- name: publish_value
 -- Sets what clients see under a key, while the worker holds the run. Numbers rise with each change,
 -- so that a reader knows what is new. Indexes: primary keys.
+WITH fence AS MATERIALIZED (
+    SELECT 1 FROM {schema}.workers WHERE id = %(worker_id)s AND status <> 'ended' FOR SHARE
+)
 INSERT INTO {schema}.run_values AS v (run_id, key, value, number, published_at)
 SELECT r.id, %(key)s, %(value)s, %(number)s, {schema}.now_at()
-FROM {schema}.workflow_runs r
+FROM fence, {schema}.workflow_runs r
 WHERE r.id = %(run_id)s AND r.worker_id = %(worker_id)s AND r.epoch = %(epoch)s
 ON CONFLICT (run_id, key) DO UPDATE SET value = excluded.value, number = excluded.number,
     published_at = excluded.published_at
