@@ -273,6 +273,7 @@ async def fork(
         parts = {**ids, "number": number, "dropped": sorted(dropped)}
         await connection.execute(store.queries["fork_steps"].encode(), parts)
         await connection.execute(store.queries["fork_groups"].encode(), parts)
+        await connection.execute(store.queries["fork_values"].encode(), parts)
         await connection.execute(store.queries["fork_events"].encode(), ids)
     return run_id, external_id, made[0], made[1]
 

@@ -90,3 +90,27 @@ async def test_fork_from_an_unknown_step_or_to_a_taken_id_makes_nothing(
     with pytest.raises(RunConflict, match="one "):
         await engine.client.fork(handle, from_step="try", id=handle.id)
     assert (await engine.count("workflow_runs"), await engine.count("step_runs")) == before
+
+
+@kagzi.workflow
+async def telling(ctx: Context, folder: str) -> None:
+    await ctx.publish("title", "kept")
+    await ctx.publish("stage", "first")
+    await ctx.step(steps.note, folder, "work", id="work")
+    await ctx.publish("stage", "last")
+    await ctx.step(steps.note, folder, "rest", id="rest")
+
+
+async def test_fork_has_what_was_published_before_its_step(
+    engine: Engine, witness: Witness
+) -> None:
+    _, handle = await engine.drive(telling, witness.folder)
+    published = {"title": "kept", "stage": "last"}
+    assert await handle.published() == published
+    for from_step in (None, "publish", "work", "rest"):
+        forked = await engine.client.fork(handle, from_step=from_step)
+        await forked.result(PATIENCE_S)
+        assert await forked.published() == published, from_step
+    unserved = await engine.client.fork(handle, from_step="work", version="served by nobody")
+    assert await unserved.published() == {"title": "kept"}, "it has not come to the last stage"
+    await engine.client.cancel(unserved)

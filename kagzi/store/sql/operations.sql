@@ -203,6 +203,13 @@ SELECT %(new_id)s, path, id, kind, size, strategy, group_limit, parent_step_id, 
 FROM {schema}.parallel_groups
 WHERE run_id = %(id)s AND call_number <= %(number)s AND path <> ALL(%(dropped)s::text[]);
 
+-- name: fork_values
+-- What was published before the step, under each key whose latest value that is; the other keys get
+-- theirs when the new run comes to it. Index: run_values_pkey.
+INSERT INTO {schema}.run_values (run_id, key, value, number, published_at)
+SELECT %(new_id)s, key, value, number, published_at FROM {schema}.run_values
+WHERE run_id = %(id)s AND number < %(number)s;
+
 -- name: fork_events
 -- The new run gets what was sent to the old one; its checkpoints say which of it is used up.
 -- Index: run_events_pkey.
