@@ -275,13 +275,17 @@ def _connect(connector: Connector) -> Iterator[psycopg.Connection[Any]]:
         )
     except psycopg.OperationalError as error:
         raise connector.unavailable(error) from None
-    with conn:
-        if conn.info.server_version < OLDEST_SERVER:
-            raise ServerTooOld(
-                f"PostgreSQL at {connector.host} is version {conn.info.server_version // 10000}; "
-                f"kagzi needs {OLDEST_SERVER // 10000} or newer"
-            )
-        yield conn
+    try:
+        with conn:
+            version = conn.info.server_version
+            if version < OLDEST_SERVER:
+                raise ServerTooOld(
+                    f"PostgreSQL at {connector.host} is version {version // 10000}; "
+                    f"kagzi needs {OLDEST_SERVER // 10000} or newer"
+                )
+            yield conn
+    except psycopg.OperationalError as error:  # lost since
+        raise connector.unavailable(error) from error
 
 
 def _forbidden(conn: psycopg.Connection[Any], what: str) -> StoreForbidden:

@@ -1,4 +1,4 @@
-"""What a client does to a run in one transaction of several statements: all of it, or nothing."""
+"""What a client does in several statements, cut off at any message of them."""
 
 from __future__ import annotations
 
@@ -115,3 +115,23 @@ async def test_retry_that_is_cut_off_at_any_message_has_cleared_all_or_nothing(
             break
     assert found[-1] == cleared, "nothing was cut"
     assert found.count(failed) > 5
+
+
+@pytest.mark.parametrize("migrate", [True, False], ids=["migrate", "verify"])
+@pytest.mark.parametrize("from_client", [True, False], ids=["sent", "answered"])
+async def test_connecting_that_is_cut_off_at_any_message_says_that_the_store_is_unavailable(
+    proxy: Proxy, dsn: str, from_client: bool, migrate: bool
+) -> None:
+    refused = 0
+    for at in count(1):
+        cutter = Cutter(proxy, from_client, at)
+        try:
+            async with kagzi.connect(proxy.dsn, migrate=migrate):
+                pass
+        except kagzi.StoreUnavailable:
+            assert cutter.has_cut
+            refused += 1
+        if not cutter.has_cut:
+            break
+        assert at < MESSAGES
+    assert refused > 2
