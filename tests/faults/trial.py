@@ -479,7 +479,7 @@ class Trial:
         report.runs, report.steps = verdict.runs, verdict.steps
         report.executions = verdict.executions
         report.refused = sum(one.wire.refused for one in self.workers)
-        for actor in self.actors:
+        for actor in {actor.log: actor for actor in self.actors}.values():
             for line in actor.said.splitlines():
                 if "Traceback" in line or "never awaited" in line:
                     problems.append(f"{actor.log.name} says {line}")
