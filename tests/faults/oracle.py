@@ -95,12 +95,7 @@ def judge(
     runs = _runs_by_key(connection)
     seen = read_witness(witness, {str(run.id): key for key, run in runs.items()})
     problems = list(seen.strange)
-    expected: dict[str, Program] = {}
-    for key, program in programs.items():
-        expected[key] = EVERY[program]
-        expected |= {f"{key}{suffix}": one for suffix, one in EVERY[program].children.items()}
-        if EVERY[program].is_forked:
-            expected[f"{key}{FORK_SUFFIX}"] = FORK
+    expected = _expected(programs)
     wanted_of = {run.id: expected[key] for key, run in runs.items() if key in expected}
     values = _committed(connection, wanted_of, problems)
     entered = _entered(connection)
@@ -124,6 +119,18 @@ def judge(
     return Verdict(
         problems, len(runs), sum(map(len, values.values())), sum(map(len, seen.ran.values()))
     )
+
+
+def _expected(programs: dict[str, str]) -> dict[str, Program]:
+    """What is to come of each run, by its key: of those asked for, their children and forks."""
+    expected: dict[str, Program] = {}
+    for key, name in programs.items():
+        program = EVERY[name]
+        expected[key] = program
+        expected |= {f"{key}{suffix}": one for suffix, one in program.children.items()}
+        if program.is_forked:
+            expected[f"{key}{FORK_SUFFIX}"] = FORK
+    return expected
 
 
 # --- one run --------------------------------------------------------------------------------
