@@ -5,6 +5,7 @@ CREATE SCHEMA audit;
 CREATE TABLE audit.writes (
     seq bigserial PRIMARY KEY,
     at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    xact xid8 NOT NULL DEFAULT pg_current_xact_id(),
     what text NOT NULL,
     op text NOT NULL,
     run uuid,

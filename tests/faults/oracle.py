@@ -321,15 +321,16 @@ def _judge_writes(
         )
     ]
     owners: dict[UUID, UUID | None] = {}
+    let_go: dict[UUID, tuple[str, UUID | None]] = {}  # in which transaction, and by whom
     epochs: dict[UUID, int] = {}
     ended: set[UUID] = set()
     retried: set[UUID] = set()
     held: set[UUID] = set()  # of the one queue that has a limit
     query = (
-        "SELECT what, run, step, status, was_status, owner, epoch, writer"
+        "SELECT what, run, step, status, was_status, owner, epoch, writer, xact::text"
         " FROM audit.writes ORDER BY seq"
     )
-    for what, run, step, status, was, owner, epoch, writer in connection.execute(query):
+    for what, run, step, status, was, owner, epoch, writer, xact in connection.execute(query):
         if what == "worker":
             if status == "ended":
                 ended.add(owner)
@@ -337,7 +338,10 @@ def _judge_writes(
         if writer in ended:
             problems.append(f"{run}: {writer} wrote {what} {step!r} after its lease was ended")
         if what != "run":
-            if writer is not None and owners.get(run) != writer:
+            holder = owners.get(run)
+            if holder is None and let_go.get(run, ("", None))[0] == xact:
+                holder = let_go[run][1]  # of one statement that writes both, in whichever order
+            if writer is not None and holder != writer:
                 problems.append(f"{run}: {writer} wrote {what} {step!r} and did not hold the run")
             continue
         program = wanted.get(run)
@@ -351,6 +355,8 @@ def _judge_writes(
             problems.append(f"{run}: was given to {owner}, whose lease had been ended")
         if epoch < epochs.get(run, 0):
             problems.append(f"{run}: its epoch went back")
+        if owner is None and owners.get(run) is not None:
+            let_go[run] = xact, owners[run]
         owners[run], epochs[run] = owner, epoch
         if program is not None and program.most_held is not None:
             (held.discard if owner is None else held.add)(run)

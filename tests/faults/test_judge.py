@@ -1,4 +1,4 @@
-"""What the judge of all writes calls a run that was given to a worker whose lease had ended."""
+"""What the judge of all writes says of a run that changes hands."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ import pytest
 
 from kagzi.ids import uuid7
 from kagzi.store.connections import Connector
+from kagzi.store.fenced import FencedConnection
 from kagzi.store.operations import send_event
+from kagzi.store.rows import Batch
 from kagzi.store.store import Store
 from tests.faults import oracle
+from tests.store.samples import batch_of, mark, release, settled
 
 GIVEN = "was given to"
+HELD = "did not hold the run"
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["told something", "given"])
@@ -40,6 +44,32 @@ async def test_held_run_may_be_told_something_and_not_be_given_to_an_ended_worke
         problems = oracle._judge_writes(connection)
     await store.close()
     assert [GIVEN in problem for problem in problems if GIVEN in problem] == [True] * given
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["with it", "after it"])
+async def test_worker_may_mark_a_step_with_the_row_that_lets_the_run_go_and_not_after_it(
+    dsn: str, apart: bool
+) -> None:
+    """One statement writes both, the row of the run first."""
+    store = Store(Connector(dsn))
+    await store.open()
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        oracle.install(connection)
+        worker = uuid7()
+        await store.register_worker(worker, "host", "boot", 1, "then", {}, 60.0)
+        run = await _start(store)
+        await store.claim_runs(worker, [("w", "1")], 9)
+        fenced = FencedConnection(Connector(dsn), worker)
+        await fenced.write(batch_of([settled("s", run_id=run)]))
+        first, last = Batch(), Batch()
+        (first if apart else last).runs.append(release(run))
+        last.marks.append(mark("s", run_id=run))
+        for batch in (first, last):
+            await fenced.write(batch)
+        await fenced.close()
+        problems = oracle._judge_writes(connection)
+    await store.close()
+    assert [HELD in problem for problem in problems] == [True] * apart
 
 
 async def _start(store: Store) -> UUID:
