@@ -116,7 +116,9 @@ class Client(Operations, Administration):
         self._guests = Guests(self._store)
         self._announcer = Announcer(self._store)
         self._waiting = Waiting(self._store, self._is_held)
-        self._desk = Desk(self._store, lambda: [worker.incarnation for worker in self._workers])
+        self._desk = Desk(
+            self._store, lambda: [worker.incarnation.claiming for worker in self._workers]
+        )
         names = (due_channel, done_channel, news_channel, queues_channel)
         self._listener = Listener(connector, [name(self._schema) for name in names], self._heard)
         return self

@@ -10,7 +10,6 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from kagzi import faultpoints
 from kagzi._core import Gate, Step, StoredStep
 from kagzi.background import cancel_all
 from kagzi.codec.failures import describe_exception
@@ -24,7 +23,7 @@ from kagzi.engine.local import LocalPlace
 from kagzi.engine.memos import Memos
 from kagzi.engine.runner import LiveRun
 from kagzi.engine.tasks import assign_scope, install_factory
-from kagzi.errors import InvalidInput, KagziError, LeaseLost, ServerReplaced, StoreError
+from kagzi.errors import InvalidInput, KagziError, LeaseLost, StoreError
 from kagzi.ids import uuid7
 from kagzi.model import RunStatus, check_count, check_duration_s
 from kagzi.pool.pool import Pool
@@ -39,23 +38,20 @@ from kagzi.store.operations import read_news, tell_ends
 from kagzi.store.rows import RunRow
 from kagzi.store.store import ClaimedRun, Store
 from kagzi.store.transactions import Body, Transactions
+from kagzi.worker.claiming import Claiming
 from kagzi.worker.diary import DRAINING, Diary
 from kagzi.worker.garbage import search_as_before, search_less
 from kagzi.worker.heartbeat import Heartbeat
 from kagzi.worker.incarnation import boot_id, host_name, process_start
 from kagzi.worker.janitor import Janitor, check_retention
-from kagzi.worker.lines import Lines, check_queues
 from kagzi.worker.loop_watch import LoopWatch
 from kagzi.worker.rescuer import Rescuer
-from kagzi.worker.telling import Telling
 from kagzi.worker.ticker import Ticker
 
 logger = logging.getLogger("kagzi.worker")
 
-CLAIM_MOST = 100
 LOOKS = 20  # for due runs, between looks for expired ones
 LAST_WORD_S = 5.0
-PROBATION_S = 30.0
 
 
 class Worker:
@@ -116,7 +112,7 @@ class Worker:
         self.lost: BaseException | None = None
         self.held_when_lost: list[UUID] = []
         self.ended = self.loop.create_future()
-        self._lines = Lines(store, self.worker_id, check_queues(queues), self.poll_s)
+        self.claiming = Claiming(self, queues)
         self._config = {
             "processes": self.processes,
             "concurrency": self.concurrency,
@@ -128,13 +124,7 @@ class Worker:
         self._modules = modules
         self._gates: dict[tuple[str, int], Gate] = {}
         self._draining = False
-        self._doubtful_until = 0.0  # a claim may have been made unnoticed
-        self._promised = 0  # runs that may be on their way here
-        self._closed = False
-        self._again_s: float | None = None  # a queue's limit may let runs go on then
-        self._suspect: UUID | None = None
-        self._probation_until = 0.0
-        self._wake = asyncio.Event()
+        self.is_closed = False
         self._news = asyncio.Event()
         self._idle = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -148,10 +138,10 @@ class Worker:
             self._fenced_large.write,
             _restore,
             _refuse,
-            self._lose,
+            self.lose,
             self._hold,
         )
-        self._transactions = Transactions(connector, self.worker_id, self.history, self._lose)
+        self._transactions = Transactions(connector, self.worker_id, self.history, self.lose)
         self.answers = Answers(self)
         self.executor = Executor(self.loop)
         self._memos = Memos(store, self.answers, self.executor.submit)
@@ -174,7 +164,7 @@ class Worker:
             self.lease_s,
             self.heartbeat_s,
             self.clock.set,
-            lambda error: self._call(self._lose, error),
+            lambda error: self._call(self.lose, error),
             self.history,
         )
         self._rescuer = Rescuer(
@@ -183,7 +173,7 @@ class Worker:
             min(self.heartbeat_s, self.lease_s / 3),
             self.heartbeat,
             self.heartbeat_s,
-            self._wake.set,
+            self.claiming.wake,
         )
 
     # --- life -------------------------------------------------------------------------------
@@ -212,7 +202,7 @@ class Worker:
             async with self.store.connection() as connection:
                 await self.history.check(connection)
             await self._rescuer.end_earlier_incarnations()
-            await self._lines.open()
+            await self.claiming.lines.open()
             asked_at = datetime.now().timestamp()
             store_now = await self.store.register_worker(
                 self.worker_id,
@@ -233,7 +223,7 @@ class Worker:
         self.heartbeat.start()
         self._watch.start()
         self._tasks = [
-            self.loop.create_task(self._claim_for_ever()),
+            self.loop.create_task(self.claiming.claim_for_ever()),
             self.loop.create_task(self._hear_for_ever()),
             self.loop.create_task(self._rescuer.rescue_for_ever()),
             self.loop.create_task(self._ticker.tick_for_ever()),
@@ -259,7 +249,7 @@ class Worker:
             await self.drain(drain_s)
         self._draining = True
         await cancel_all(self._tasks)
-        self._closed = True
+        self.is_closed = True
         stopped = list(self.runs.values())
         for run in stopped:
             run.give_back() if self.lost is None else run.stop()
@@ -316,12 +306,11 @@ class Worker:
 
     def wake(self) -> None:
         """A run may be due."""
-        self._wake.set()
+        self.claiming.wake()
 
     def look_at_queues(self) -> None:
         """Limits of a queue may have changed."""
-        self._lines.forget()
-        self._wake.set()
+        self.claiming.look_at_queues()
 
     def hear(self) -> None:
         """Somebody may want something of a run that is held here."""
@@ -339,7 +328,7 @@ class Worker:
         if self.pool is not None:
             self.pool.hold(held)
 
-    def _lose(self, error: BaseException) -> None:
+    def lose(self, error: BaseException) -> None:
         """Nothing can be written any more: stop every run where it is."""
         if self.lost is not None:
             return
@@ -368,72 +357,15 @@ class Worker:
 
     # --- runs -------------------------------------------------------------------------------
 
-    async def _claim_for_ever(self) -> None:
-        waiting = Telling(logger, "claiming waits: %s")
-        while not self._draining:
-            self._wake.clear()
-            most = min(self.concurrency - len(self.runs), CLAIM_MOST)
-            claimed, self._again_s = 0, None
-            try:
-                claimed = await self._claim(most)
-                waiting.clear()
-            except StoreError as error:
-                self._doubtful_until = self.loop.time() + self.lease_s
-                waiting.tell(error)
-            except Exception:
-                self._doubtful_until = self.loop.time() + self.lease_s
-                logger.exception("claiming failed, and is tried again")
-            if 0 < most == claimed or self._again_s == 0:
-                continue
-            try:
-                async with asyncio.timeout(min(self.poll_s, self._again_s or self.poll_s)):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass
-
-    async def _claim(self, most: int) -> int:
-        """Take and drive up to `most` due runs; how many."""
-        most -= self._promised
-        if self.loop.time() < self._doubtful_until and not self._promised:
-            # A claim may have been committed although its answer never came.
-            freed = await self.store.free_strays(self.worker_id, list(self.runs))
-            if freed:
-                logger.warning("%d runs were claimed unnoticed, and are free again", freed)
-        if most <= 0:
-            return 0
-        if faultpoints.reach is not None:
-            faultpoints.reach("claim.before")
-        claimed = await self._lines.claim(registry.names(), most, int(self._takes_suspects()))
-        if claimed and faultpoints.reach is not None:
-            faultpoints.reach("claim.after")
-        if self.lost is not None:  # meanwhile; whoever ends its lease frees them
-            return 0
-        held = [run.external_id for run in claimed if run.run_id in self.runs]
-        if held:  # no connection that asks has been made since
-            reason = f"the server has forgotten that run {held[0]!r} is held here"
-            self._lose(ServerReplaced(reason))
-            return 0
-        for run in claimed:
-            if run.is_suspect:
-                self._suspect = run.run_id
-                self._probation_until = self.loop.time() + PROBATION_S
-            self._drive(run)
-        self._again_s = claimed.again_s
-        return len(claimed)
-
-    def _takes_suspects(self) -> bool:
-        """Held one at a time, the innocent finish; one that harms nobody for a while has room."""
-        return self._suspect not in self.runs or self.loop.time() >= self._probation_until
-
-    def _drive(self, claimed: ClaimedRun) -> None:
+    def drive(self, claimed: ClaimedRun) -> None:
+        """It holds this run now."""
         run = LiveRun(self, claimed, registry.workflow(claimed.workflow, claimed.version))
         self.runs[claimed.run_id] = run
         run.start()
 
     def run_left(self, run: LiveRun, row: RunRow) -> None:
         """A run's last row is committed: it is somebody else's now, or nobody's."""
-        if self.is_crowded() or self._lines.any_apart:
-            self._wake.set()  # there is room for another run, here or in its queue
+        self.claiming.left()
         self.runs.pop(run.run_id, None)
         if self._run_left is not None and not row.refused:
             self._run_left(row)
@@ -444,38 +376,12 @@ class Worker:
         if status.is_terminal:
             self._announcer.say(done_channel)
 
-    # --- runs that are started in this program ----------------------------------------------
-
-    def room_for_starts(self) -> int:
-        """How many runs it can have now, besides those that it has or was promised."""
-        is_open = self._tasks and not self._draining and self.lost is None
-        if not is_open or self.loop.time() < self._doubtful_until:
-            return 0
-        return self.concurrency - len(self.runs) - self._promised
-
-    def takes(self, workflow: str, version: str, queue: str) -> bool:
-        """Whether it serves such runs."""
-        return registry.has(workflow, version) and self._lines.serves(queue)
-
-    def promise(self, count: int) -> None:
-        """So many runs may be on their way to it; negative: are no more."""
-        self._promised += count
-
-    def adopt(self, run: ClaimedRun) -> None:
-        """It holds this run now; when it is leaving, its end frees the run."""
-        if self.lost is None and not self._closed:
-            self._drive(run)
-
-    def doubt(self) -> None:
-        """Runs may have been given to it although the answer never came."""
-        self._doubtful_until = self.loop.time() + self.lease_s
-
     def is_crowded(self) -> bool:
         return len(self.runs) >= self.concurrency
 
     def children_changed(self) -> None:
         """Runs that belong to runs held here were started or changed: look, here and elsewhere."""
-        self._wake.set()
+        self.claiming.wake()
         self._news.set()
         self._announcer.say(due_channel, news_channel)
 
@@ -512,7 +418,7 @@ class Worker:
             await asyncio.sleep(turn_s)
             silent_s = silent_s + turn_s if self.heartbeat.tries == tries else 0.0
             tries = self.heartbeat.tries
-        self._lose(LeaseLost("the store does not answer", by_store=True))
+        self.lose(LeaseLost("the store does not answer", by_store=True))
 
     # --- steps ------------------------------------------------------------------------------
 

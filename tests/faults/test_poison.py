@@ -66,11 +66,14 @@ async def test_worker_holds_one_suspect_at_a_time_beside_all_others(
         others = [await engine.start(programs.behind_gate, witness.folder, 1) for _ in range(3)]
         engine.worker.concurrency = 100
         await until(lambda: len(witness.entries) == 8)
-        assert await engine.worker._claim(100) == 0
+        claiming = engine.worker.claiming
+        assert await claiming.claim(100) == 0
         held = engine.worker.runs.keys()
         assert held == {run.run_id for run in others} | {suspects[0].run_id}
-        engine.worker._probation_until = 0.0
-        assert await engine.worker._claim(100) == 1, "one that harmed nobody for long has company"
+        engine.worker.claiming._probation_until = 0.0
+        assert await engine.worker.claiming.claim(100) == 1, (
+            "one that harmed nobody for long has company"
+        )
         assert suspects[1].run_id in held
         witness.open("go")
         await asyncio.gather(*(run.result(timeout=20) for run in suspects + others))
