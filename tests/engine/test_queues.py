@@ -73,9 +73,12 @@ async def three(engine: Engine) -> AsyncIterator[Engine]:
 
 async def test_three_workers_keep_a_limit_and_use_it(three: Engine, witness: Witness) -> None:
     await three.client.set_queue("q", concurrency=4)
+    three.worker.concurrency = 3  # or the quickest would leave nothing to the others
     handles = await three.client.start_many(
-        shown, [(witness.folder, f"{number}") for number in range(60)], queue="q"
+        shown, [(witness.folder, f"{number}", "go") for number in range(60)], queue="q"
     )
+    await until(lambda: witness.most_open() >= 4)
+    witness.open("go")
     for handle in handles:
         await handle.result(PATIENCE_S)
     assert witness.most_open() == 4
