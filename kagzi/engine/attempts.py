@@ -13,8 +13,8 @@ from kagzi._core import Step
 from kagzi.codec.failures import read_failure
 from kagzi.retry import Retry
 from kagzi.store.checkpoints import CheckpointWriter
+from kagzi.store.recorded import StoredAttempts
 from kagzi.store.rows import AttemptRow, at_us
-from kagzi.store.store import StoredAttempts
 
 
 class AttemptHome(Protocol):

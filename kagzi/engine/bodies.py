@@ -14,7 +14,7 @@ from kagzi.engine.work import Work
 from kagzi.retrying import CallRecord, plan_retry
 from kagzi.scope import Scope, is_below
 from kagzi.store.checkpoints import CheckpointWriter
-from kagzi.store.store import StoredGroup
+from kagzi.store.recorded import StoredGroup
 
 
 class BodiesHome(Protocol):

@@ -25,8 +25,8 @@ from kagzi.host import GroupOutcome, GroupRequest
 from kagzi.model import ErrorStrategy, GroupKind
 from kagzi.scope import Scope
 from kagzi.store.checkpoints import LARGE_BYTES
+from kagzi.store.recorded import StoredGroup
 from kagzi.store.rows import GroupRow, at_us
-from kagzi.store.store import StoredGroup
 
 WINNER = "winner"
 FAILURE = "failure"

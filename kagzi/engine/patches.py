@@ -19,7 +19,7 @@ from kagzi.model import SEPARATOR
 from kagzi.scope import Scope
 
 if TYPE_CHECKING:
-    from kagzi.store.store import StoredAttempts
+    from kagzi.store.recorded import StoredAttempts
 
 PATCHED = "kagzi.patched"
 

@@ -27,8 +27,8 @@ from kagzi.engine.tasks import install_factory, scope_of
 from kagzi.engine.timers import Timer, Timers
 from kagzi.engine.work import Work
 from kagzi.scope import is_below
+from kagzi.store.recorded import ClaimedRun
 from kagzi.store.rows import RunRow
-from kagzi.store.store import ClaimedRun
 
 MOST_SKIPS = 1_000
 PATIENCE_S = 1.0

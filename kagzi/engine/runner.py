@@ -40,8 +40,9 @@ from kagzi.model import RunStatus
 from kagzi.scope import Scope
 from kagzi.store.checkpoints import CheckpointWriter
 from kagzi.store.operations import load_events, publish_value
+from kagzi.store.recorded import ClaimedRun, StoredGroup
 from kagzi.store.rows import GroupRow, Mark, RunRow
-from kagzi.store.store import ClaimedRun, Store, StoredGroup
+from kagzi.store.store import Store
 
 logger = logging.getLogger("kagzi")
 

@@ -15,7 +15,7 @@ from kagzi.engine.clock import StoreClock
 from kagzi.engine.work import Home, Work, changed
 from kagzi.errors import InvalidInput
 from kagzi.scope import Scope
-from kagzi.store.store import DEADLINE, StoredGroup
+from kagzi.store.recorded import DEADLINE, StoredGroup
 
 SLEEP = "kagzi.sleep"
 TIMEOUT_END = "kagzi.timeout.end"

@@ -20,8 +20,8 @@ from kagzi.errors import NonDeterminism
 from kagzi.host import StepFuture, StepRequest
 from kagzi.scope import Scope
 from kagzi.store.checkpoints import LARGE_BYTES, CheckpointWriter
+from kagzi.store.recorded import StoredGroup
 from kagzi.store.rows import GroupRow
-from kagzi.store.store import StoredGroup
 
 Settle = Callable[[Any], Any]
 

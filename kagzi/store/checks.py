@@ -11,7 +11,8 @@ from uuid import UUID
 
 from kagzi.engine.clock import StoreClock
 from kagzi.model import RunStatus
-from kagzi.store.store import ClaimedRun, Store, Take, load_checkpoints, take_rows
+from kagzi.store.recorded import ClaimedRun, Take, load_checkpoints, take_rows
+from kagzi.store.store import Store
 
 BATCH = 25
 BATCH_BYTES = 16 << 20

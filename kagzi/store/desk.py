@@ -21,6 +21,7 @@ from psycopg.pq.abc import PGresult
 from kagzi.background import begin_apart
 from kagzi.errors import StoreUnavailable
 from kagzi.store.direct import DirectConnection
+from kagzi.store.recorded import ClaimedRun
 from kagzi.store.starts import NewRun
 from kagzi.store.statements import (
     BOOL_OID,
@@ -36,7 +37,7 @@ from kagzi.store.statements import (
     Statement,
     typed_rows,
 )
-from kagzi.store.store import ClaimedRun, StartedRun, Store
+from kagzi.store.store import StartedRun, Store
 
 logger = logging.getLogger("kagzi.store")
 

@@ -7,7 +7,8 @@ from typing import Any
 from uuid import UUID
 
 from kagzi.model import QueueSummary
-from kagzi.store.store import ClaimedRun, Claims, Store
+from kagzi.store.recorded import ClaimedRun, Claims
+from kagzi.store.store import Store
 
 
 async def claim_apart(

@@ -5,26 +5,22 @@ What a worker writes of its runs goes through `checkpoints.py` and `fenced.py` i
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any
 from uuid import UUID
 
 import orjson
 import psycopg
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from kagzi._core import StoredStep, take_stored
-from kagzi.codec.failures import read_failure
 from kagzi.elsewhere import LEAST_BYTES, Elsewhere
 from kagzi.errors import RunConflict, StoreUnavailable, UnknownRun
 from kagzi.model import (
     DEFAULT_QUEUE,
     AttemptRecord,
-    GroupKind,
     GroupRecord,
     RunStatus,
     RunSummary,
@@ -37,83 +33,14 @@ from kagzi.store.connections import (
     is_outage,
     no_reset,
 )
+from kagzi.store.describing import attempt_record, run_summary, step_record
 from kagzi.store.lane import Lane
 from kagzi.store.queries import load_queries
+from kagzi.store.recorded import ClaimedRun, Claims, Take, load_checkpoints, take_rows
 from kagzi.store.rescue import rescue_from
 
 MOST_CONNECTIONS = 4
 POOL_TIMEOUT_S = 30.0
-MANY_ROWS = 1000
-ANY_BYTES = 2**31 - 1
-DEADLINE = "kagzi.timeout"
-
-
-@dataclass(slots=True)
-class StoredGroup:
-    """A closed group, as a replay needs it."""
-
-    kind: str
-    size: int
-    decision: str | None
-    decided_index: int | None
-    completed_number: int
-    call_number: int = 0
-    visible_number: int | None = None
-    failed: int = 0
-
-    @property
-    def is_streamed(self) -> bool:
-        """A part of a map with all its results: they are loaded when they are asked for."""
-        return self.kind == GroupKind.STREAM and self.decision is None and not self.failed
-
-
-@dataclass(slots=True)
-class StoredAttempts:
-    """Failed attempts of a step without a checkpoint."""
-
-    counted: int
-    last: int
-    retry_at: datetime | None
-
-
-@dataclass(slots=True)
-class ClaimedRun:
-    """A run that this worker owns now, with all that is recorded of it."""
-
-    run_id: UUID
-    external_id: str
-    workflow: str
-    version: str
-    priority: int
-    epoch: int
-    input: bytes
-    crash_count: int  # this claim included
-    created_at: datetime
-    scheduled_at: datetime | None = None
-    news: int = 0
-    parent_run_id: UUID | None = None
-    is_whole: bool = False  # what was streamed is among the steps, too
-    number: int = 0  # the highest in its own count
-    steps: dict[str, StoredStep] = field(default_factory=dict)
-    groups: dict[str, StoredGroup] = field(default_factory=dict)
-    attempts: dict[str, StoredAttempts] = field(default_factory=dict)
-
-    @property
-    def is_suspect(self) -> bool:
-        """Whether two workers in a row, or more, ended abruptly while they held it."""
-        return self.crash_count > 2
-
-
-class Claims(list[ClaimedRun]):
-    """Runs claimed at once.
-
-    Attributes:
-        moved: Runs that went to the line of their queue instead.
-        again_s: After so many seconds it is worth looking again, though nobody calls.
-    """
-
-    moved: int = 0
-    again_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -126,17 +53,6 @@ class StartedRun:
     version: str
     is_new: bool
     is_held: bool = False
-
-
-Take = Callable[[list[tuple[Any, ...]]], object]
-
-
-class Ask(Protocol):
-    """Gives the rows of the statement of a name; with `take`, that is given some at a time."""
-
-    async def __call__(
-        self, name: str, take: Take | None = None, **parameters: Any
-    ) -> list[tuple[Any, ...]]: ...
 
 
 class Store:
@@ -343,7 +259,7 @@ class Store:
     ) -> list[RunSummary]:
         """The newest runs first."""
         rows = await self.ask("list_runs", status=status, workflow=workflow, most=most, queue=queue)
-        return [_summary(*row) for row in rows]
+        return [run_summary(*row) for row in rows]
 
     async def describe_run(
         self, run_id: UUID
@@ -356,11 +272,11 @@ class Store:
         attempts = await self.ask("describe_attempts", id=run_id)
         groups = await self.ask("describe_groups", id=run_id)
         return (
-            _summary(*[*rows[0][:10], error, queue, queue_key]),
+            run_summary(*[*rows[0][:10], error, queue, queue_key]),
             payload,
-            [_step_record(*row) for row in await self.ask("describe_steps", id=run_id)],
+            [step_record(*row) for row in await self.ask("describe_steps", id=run_id)],
             [GroupRecord(*row) for row in groups],
-            [_attempt_record(*row) for row in attempts],
+            [attempt_record(*row) for row in attempts],
         )
 
     # --- claims -----------------------------------------------------------------------------
@@ -518,133 +434,3 @@ class Store:
             if row is None:
                 raise UnknownRun(f"no run has the id {run_id}")
             yield connection, RunStatus(row[0]), row[1]
-
-
-async def take_rows(cursor: psycopg.AsyncCursor[Any], take: Take) -> list[tuple[Any, ...]]:
-    """Hand all rows on, some at a time; gives none."""
-    while rows := await cursor.fetchmany(MANY_ROWS):
-        take(rows)
-        if len(rows) == MANY_ROWS:
-            await asyncio.sleep(0)
-    return []
-
-
-async def load_checkpoints(ask: Ask, runs: dict[UUID, ClaimedRun], whole: bool = False) -> None:
-    """Fill in what is recorded of these runs.
-
-    Args:
-        whole: With the steps of a map's complete parts, and with large outputs. Else these are
-            left in the store, but for runs with deadlines: what such a run sees must come before
-            the end of a block that ends anew, so at once.
-    """
-    known = list(runs)
-    steps: list[dict[str, StoredStep]] = [run.steps for run in runs.values()]
-    numbers, elsewhere = [0] * len(steps), 0
-
-    def take(rows: list[tuple[Any, ...]]) -> None:
-        nonlocal elsewhere
-        elsewhere += take_stored(rows, steps, numbers)
-
-    await ask("load_steps", take, run_ids=known, whole=whole, most_bytes=LEAST_BYTES)
-    for run, number in zip(runs.values(), numbers, strict=True):
-        run.is_whole = whole
-        run.number = number
-    if elsewhere:
-        timed = [run for run in runs.values() if any(map(_is_deadline, run.steps.values()))]
-        if timed:
-            lines = [runs[run.run_id].steps for run in timed]
-            await ask(
-                "load_steps",
-                lambda rows: take_stored(rows, lines, [0] * len(lines)),
-                run_ids=[run.run_id for run in timed],
-                whole=whole,
-                most_bytes=ANY_BYTES,
-            )
-    for run_id, path, *group in await ask("load_groups", run_ids=known):
-        run = runs[run_id]
-        stored = run.groups[path] = StoredGroup(*group)
-        seen = stored.visible_number or 0
-        run.number = max(run.number, stored.call_number, stored.completed_number, seen)
-    for run_id, step_id, *attempts in await ask("load_attempts", run_ids=known):
-        runs[run_id].attempts[step_id] = StoredAttempts(*attempts)
-
-
-def _is_deadline(stored: StoredStep) -> bool:
-    return stored.function == DEADLINE
-
-
-def _summary(
-    run_id: UUID,
-    external_id: str,
-    workflow: str,
-    version: str,
-    status: str,
-    priority: int,
-    created_at: datetime,
-    started_at: datetime | None,
-    completed_at: datetime | None,
-    wake_at: datetime,
-    error: bytes | None,
-    queue: str,
-    queue_key: str,
-) -> RunSummary:
-    failure = None if error is None else read_failure(error, "", 0)
-    return RunSummary(
-        external_id,
-        run_id,
-        workflow,
-        version,
-        RunStatus(status),
-        priority,
-        created_at,
-        started_at,
-        completed_at,
-        wake_at,
-        None if failure is None else f"{failure.type}: {failure.message}",
-        queue,
-        queue_key or None,
-    )
-
-
-def _step_record(
-    step_id: str,
-    function: str,
-    status: str,
-    attempts: int,
-    started_at: datetime,
-    completed_at: datetime,
-    group_path: str | None,
-    parent_step_id: str | None,
-    process_id: int,
-    error: bytes | None,
-    output_bytes: int,
-    group_id: UUID | None,
-) -> StepRecord:
-    if group_path is None and group_id is not None:
-        group_path = step_id.rpartition("/")[0]  # the group is not closed yet
-    return StepRecord(
-        step_id,
-        function,
-        status,
-        attempts,
-        started_at,
-        completed_at,
-        group_path,
-        parent_step_id,
-        process_id,
-        None if error is None else read_failure(error, step_id, attempts),
-        output_bytes,
-    )
-
-
-def _attempt_record(
-    step_id: str,
-    attempt: int,
-    started_at: datetime,
-    completed_at: datetime,
-    error: bytes,
-    process_id: int,
-    retry_at: datetime | None,
-) -> AttemptRecord:
-    failure = read_failure(error, step_id, attempt)
-    return AttemptRecord(step_id, attempt, started_at, completed_at, failure, process_id, retry_at)

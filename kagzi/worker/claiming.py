@@ -11,7 +11,8 @@ from uuid import UUID
 from kagzi import faultpoints
 from kagzi.errors import ServerReplaced, StoreError
 from kagzi.registry import registry
-from kagzi.store.store import ClaimedRun, Store
+from kagzi.store.recorded import ClaimedRun
+from kagzi.store.store import Store
 from kagzi.worker.lines import Lines, check_queues
 from kagzi.worker.telling import Telling
 

@@ -10,7 +10,8 @@ from uuid import UUID
 from kagzi.errors import InvalidInput
 from kagzi.model import DEFAULT_QUEUE, check_name
 from kagzi.store.queues import any_queues, claim_apart, declare_queues
-from kagzi.store.store import Claims, Store
+from kagzi.store.recorded import Claims
+from kagzi.store.store import Store
 
 MOVES_EVERY = 10  # looks
 

@@ -35,8 +35,9 @@ from kagzi.store.fenced import FencedConnection
 from kagzi.store.history import History
 from kagzi.store.listener import done_channel, due_channel, news_channel
 from kagzi.store.operations import read_news, tell_ends
+from kagzi.store.recorded import ClaimedRun
 from kagzi.store.rows import RunRow
-from kagzi.store.store import ClaimedRun, Store
+from kagzi.store.store import Store
 from kagzi.store.transactions import Body, Transactions
 from kagzi.worker.claiming import Claiming
 from kagzi.worker.diary import DRAINING, Diary

@@ -19,8 +19,9 @@ from kagzi.store.connections import Connector
 from kagzi.store.fenced import FencedConnection
 from kagzi.store.queries import load_queries
 from kagzi.store.queues import any_queues, claim_apart, declare_queues, list_queues, set_queue
+from kagzi.store.recorded import Claims
 from kagzi.store.rows import Batch, RunRow
-from kagzi.store.store import Claims, Store
+from kagzi.store.store import Store
 from tests.fix_faults import rows, value
 
 NAMES = [("w", "1")]
