@@ -233,6 +233,15 @@ async def test_a_list_is_the_same_on_replay(
 # --- who waits for whom ---------------------------------------------------------------------
 
 
+async def all_quiet(witness: Witness) -> int:
+    """Wait until no more bodies begin; how many have."""
+    quiet, begun = 0, -1
+    while quiet < 20:  # looks at which nothing more had begun
+        await asyncio.sleep(0.02)
+        quiet, begun = quiet + 1 if len(witness.entries) == begun else 0, len(witness.entries)
+    return begun
+
+
 @pytest.mark.parametrize("in_thread", [False, True])
 async def test_bodies_wait_while_results_are_not_written(
     engine: Engine, witness: Witness, monkeypatch: pytest.MonkeyPatch, in_thread: bool
@@ -250,10 +259,7 @@ async def test_bodies_wait_while_results_are_not_written(
     count = 2 * MOST_BODIES
     handle = await engine.start(all_noted, witness.folder, count, in_thread)
     await until(lambda: writer.is_full)
-    quiet, begun = 0, -1
-    while quiet < 20:  # looks at which nothing more had begun
-        await asyncio.sleep(0.02)
-        quiet, begun = quiet + 1 if len(witness.entries) == begun else 0, len(witness.entries)
+    begun = await all_quiet(witness)
     assert 20 < begun < MOST_BODIES, f"{begun} bodies ran ahead of the writer"
     may_write.set()
     assert await engine.outcome(handle) == sum(range(count))
@@ -278,6 +284,7 @@ async def test_a_process_that_dies_while_its_results_wait_is_noticed(
     monkeypatch.setattr(writer, "_write", held)
     handle = await engine.start(all_noted, witness.folder, MOST_BODIES, False)
     await until(lambda: writer.is_full)
+    await all_quiet(witness)  # a body that runs at this moment would be the culprit
     os.kill(pool.process_ids[0], 9)
     may_write.set()
     assert await engine.outcome(handle) == sum(range(MOST_BODIES))
