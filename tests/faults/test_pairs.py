@@ -200,4 +200,7 @@ async def test_rescuers_that_lock_unsorted_would_be_noticed(
     assert broken != queries["free_runs"]
     monkeypatch.setitem(queries, "free_runs", broken)
     with server.database() as dsn:
-        assert await rescue_at_once(dsn, 3) > 0
+        for _ in range(5):  # they must meet
+            if await rescue_at_once(dsn, 3):
+                return
+    pytest.fail("no deadlock was seen")
