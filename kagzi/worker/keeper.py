@@ -10,7 +10,7 @@ from uuid import UUID
 
 from kagzi.background import cancel_all
 from kagzi.engine.runner import LiveRun
-from kagzi.errors import StoreError
+from kagzi.errors import PoolStartFailed, StoreError
 from kagzi.store.workers import absolve_runs, add_event
 from kagzi.worker.health import Health, check_port
 from kagzi.worker.worker import Worker
@@ -159,7 +159,8 @@ class Keeper:
                 await worker.open()
             except Exception as error:
                 self.incarnation = old
-                log = logger.warning if isinstance(error, StoreError) else logger.exception
+                is_plain = isinstance(error, StoreError | PoolStartFailed)  # it says all there is
+                log = logger.warning if is_plain else logger.exception
                 log(
                     "worker %s was lost, and the next incarnation does not start yet, it is tried "
                     "again: %s",

@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 import kagzi
-from kagzi import Client, Context, ServerReplaced
-from kagzi.worker import Keeper
+from kagzi import Client, Context, PoolStartFailed, ServerReplaced
+from kagzi.worker import Keeper, Worker
 from tests.engine.witness import Witness
 from tests.faults import programs
 from tests.fix_engine import until
@@ -67,6 +67,25 @@ async def test_worker_whose_lease_was_ended_goes_on_with_new_id_and_new_processe
     assert worker.ended.done()
     assert await value(dsn, "SELECT count(*) FROM kagzi.worker_leases") == 0
     assert await orphans(dsn) == []
+
+
+async def test_pool_process_that_dies_as_an_incarnation_begins_is_a_warning_and_it_is_tried_again(
+    dsn: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with kept(dsn) as (_, worker):
+        plain, failures = Worker.open, [PoolStartFailed("it ended before it was ready")]
+
+        async def fail_once(self: Worker) -> None:
+            if failures:
+                raise failures.pop()
+            await plain(self)
+
+        monkeypatch.setattr(Worker, "open", fail_once)
+        await end_lease(dsn, worker.worker_id)
+        await until(lambda: worker.count == 2, 20)
+    (told,) = [one for one in caplog.records if "does not start yet" in one.getMessage()]
+    assert told.levelname == "WARNING"
+    assert told.exc_info is None
 
 
 async def test_worker_that_is_closing_does_not_begin_anew(dsn: str, witness: Witness) -> None:
