@@ -196,36 +196,51 @@ class Server:
 
 
 class Actor:
-    """A forked process, leader of a session of its own."""
+    """A forked process, leader of a session of its own.
+
+    A number that was its process's may be that of another later: a long soak starts more of them
+    than there are numbers. So it is told by the moment of its start, too, and nobody else is
+    signalled.
+    """
 
     def __init__(self, trial: Trial, spec: dict[str, Any]) -> None:
         self.log = Path(spec["log"])
         self.pid = trial.server.fork(spec)
+        self._started_at = started_at(self.pid)
+        self._is_gone = self._started_at is None
         trial.actors.append(self)
 
     @property
     def is_alive(self) -> bool:
-        return is_alive(self.pid)
+        return self._started_at is not None and started_at(self.pid) == self._started_at
 
     @property
     def said(self) -> str:
         return self.log.read_text() if self.log.exists() else ""
 
     def kill(self) -> None:
-        with suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
+        self._signal(signal.SIGKILL)
 
     def end(self) -> None:
-        with suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGTERM)
+        self._signal(signal.SIGTERM)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.is_alive:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def family(self) -> list[psutil.Process]:
-        """The others of its session: pool processes and what starts them."""
+        """The others of its session: pool processes and what starts them.
+
+        While there are any, no new process gets the session's number.
+        """
         found = []
-        for number in psutil.pids():
-            with suppress(OSError, psutil.Error):
-                if number != self.pid and os.getsid(number) == self.pid and is_alive(number):
-                    found.append(psutil.Process(number))
+        if not self._is_gone and started_at(self.pid) in (None, self._started_at):
+            for number in psutil.pids():
+                with suppress(OSError, psutil.Error):
+                    if number != self.pid and os.getsid(number) == self.pid and is_alive(number):
+                        found.append(psutil.Process(number))
+        self._is_gone = not found and not self.is_alive
         return found
 
 
@@ -237,10 +252,19 @@ class WorkerActor(Actor):
 
 def is_alive(pid: int) -> bool:
     """Whether a process runs, or could; not one that has ended and was not waited for."""
+    return started_at(pid) is not None
+
+
+def started_at(pid: int) -> int | None:
+    """When a process that runs, or could, was started: in ticks since the machine was.
+
+    Source: proc(5), /proc/pid/stat.
+    """
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return False
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
 
 
 class Trial:
