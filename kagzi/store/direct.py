@@ -60,6 +60,8 @@ class DirectConnection:
         async with self._making:
             if self.current is None:
                 connection = await self._connector.connect(application_name=self._name)
+                # What psycopg itself prepares it drops after a ROLLBACK, and everybody's with it.
+                connection.prepare_threshold = None
                 try:
                     if self._history is not None:
                         await self._history.check(connection)
