@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 from uuid import UUID
 
 import psycopg
@@ -142,11 +142,44 @@ class Client(Operations, Administration):
         """Where the embedded server keeps its data; None with a server of your own."""
         return None if self._server is None else str(self._server.data_folder)
 
+    @property
+    def dsn(self) -> str:
+        """What this client is connected to, its password included: not for logs."""
+        return self._store.connector.conninfo()
+
     # --- runs -------------------------------------------------------------------------------
 
+    @overload
     async def start(
         self,
-        workflow: Workflow[..., T] | str,
+        workflow: Workflow[..., T],
+        /,
+        *args: Any,
+        id: str | None = ...,
+        priority: int = ...,
+        version: str | None = ...,
+        queue: str = ...,
+        key: str | None = ...,
+        connection: psycopg.AsyncConnection[Any] | None = ...,
+        **kwargs: Any,
+    ) -> RunHandle[T]: ...
+    @overload
+    async def start(
+        self,
+        workflow: str,
+        /,
+        *args: Any,
+        id: str | None = ...,
+        priority: int = ...,
+        version: str | None = ...,
+        queue: str = ...,
+        key: str | None = ...,
+        connection: psycopg.AsyncConnection[Any] | None = ...,
+        **kwargs: Any,
+    ) -> RunHandle[Any]: ...
+    async def start(
+        self,
+        workflow: Workflow[..., Any] | str,
         /,
         *args: Any,
         id: str | None = None,  # noqa: A002 - the public option has this name
@@ -156,7 +189,7 @@ class Client(Operations, Administration):
         key: str | None = None,
         connection: psycopg.AsyncConnection[Any] | None = None,
         **kwargs: Any,
-    ) -> RunHandle[T]:
+    ) -> RunHandle[Any]:
         """Start a run, or find the one with this id. Durable on return.
 
         Args:
@@ -200,9 +233,37 @@ class Client(Operations, Administration):
         handle._told = told if started.is_new else None
         return handle
 
+    @overload
     async def start_many(
         self,
-        workflow: Workflow[..., T] | str,
+        workflow: Workflow[..., T],
+        /,
+        inputs: Iterable[tuple[Any, ...]],
+        *,
+        ids: Sequence[str] | None = ...,
+        priority: int = ...,
+        version: str | None = ...,
+        queue: str = ...,
+        keys: Sequence[str | None] | str | None = ...,
+        connection: psycopg.AsyncConnection[Any] | None = ...,
+    ) -> list[RunHandle[T]]: ...
+    @overload
+    async def start_many(
+        self,
+        workflow: str,
+        /,
+        inputs: Iterable[tuple[Any, ...]],
+        *,
+        ids: Sequence[str] | None = ...,
+        priority: int = ...,
+        version: str | None = ...,
+        queue: str = ...,
+        keys: Sequence[str | None] | str | None = ...,
+        connection: psycopg.AsyncConnection[Any] | None = ...,
+    ) -> list[RunHandle[Any]]: ...
+    async def start_many(
+        self,
+        workflow: Workflow[..., Any] | str,
         /,
         inputs: Iterable[tuple[Any, ...]],
         *,
@@ -212,7 +273,7 @@ class Client(Operations, Administration):
         queue: str = DEFAULT_QUEUE,
         keys: Sequence[str | None] | str | None = None,
         connection: psycopg.AsyncConnection[Any] | None = None,
-    ) -> list[RunHandle[T]]:
+    ) -> list[RunHandle[Any]]:
         """Start many runs of a workflow in one write: all of them, or none. Durable on return.
 
         Args:

@@ -290,6 +290,13 @@ class Workflow(Generic[P, T]):
             raise InvalidDefinition(
                 f"{located(function)} takes no context: its first parameter is `ctx: Context`"
             )
+        first = parameters[0]
+        known = (inspect.Parameter.empty, Any, "Any", "typing.Any")
+        if first.annotation not in known and not wants_context(function):
+            raise InvalidDefinition(
+                f"{located(function)}: its first parameter, {first.name!r}, is annotated "
+                f"{inspect.formatannotation(first.annotation)}, and a workflow's is `ctx: Context`"
+            )
         functools.update_wrapper(self, function)
         self.function = function
         self.name = check_name("workflow name", name) if name is not None else full_name(function)

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 from uuid import UUID
 
 from kagzi.definition import CallOptions, Definition
@@ -102,6 +102,14 @@ class StepFuture(asyncio.Future[T]):
         return super().__await__()
 
     __iter__ = __await__
+
+    if not TYPE_CHECKING:
+
+        def __aiter__(self) -> NoReturn:
+            raise TypeError(
+                f"{self.id!r} gives all its results together: await it. One by one come those of "
+                "ctx.map over a generator, and those of ctx.as_completed"
+            )
 
     def add_done_callback(self, *args: Any, **kwargs: Any) -> None:
         # asyncio.gather and asyncio.wait listen here instead of awaiting.

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any, Literal, Protocol
 from uuid import UUID
 
+from kagzi.definition import Workflow
 from kagzi.errors import InvalidInput, RunConflict, UnknownStep
 from kagzi.handle import RunHandle
 from kagzi.ids import uuid7
@@ -21,6 +22,8 @@ from kagzi.store.operations import (
     tell_ends,
 )
 from kagzi.store.store import Store
+
+Statuses = RunStatus | str | Iterable[RunStatus | str] | None
 
 OPEN = (RunStatus.PENDING, RunStatus.RUNNING, RunStatus.SLEEPING, RunStatus.PAUSED)
 # Which runs an operation on many can mean at all.
@@ -137,28 +140,56 @@ class Operations:
         self._tell()
         return sent
 
-    async def cancel_many(self, **which: Any) -> int:
+    async def cancel_many(
+        self,
+        *,
+        status: Statuses = None,
+        workflow: Workflow[..., Any] | str | None = None,
+        before: datetime | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> int:
         """Cancel every run that matches; how many.
 
         Args (also of `pause_many`, `resume_many` and `retry_many`):
             status: One or several; default: all that can be meant.
-            workflow: Its full name, or the last part of it.
+            workflow: It, or its full name, or the last part of that.
             before: Created before this moment.
             progress: Called with the count so far.
         """
-        return await self._change_many("cancel", **which)
+        return await self._change_many("cancel", status, workflow, before, progress)
 
-    async def pause_many(self, **which: Any) -> int:
+    async def pause_many(
+        self,
+        *,
+        status: Statuses = None,
+        workflow: Workflow[..., Any] | str | None = None,
+        before: datetime | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> int:
         """Pause every run that matches; how many. See `cancel_many`."""
-        return await self._change_many("pause", **which)
+        return await self._change_many("pause", status, workflow, before, progress)
 
-    async def resume_many(self, **which: Any) -> int:
+    async def resume_many(
+        self,
+        *,
+        status: Statuses = None,
+        workflow: Workflow[..., Any] | str | None = None,
+        before: datetime | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> int:
         """Resume every paused run that matches; how many. See `cancel_many`."""
-        return await self._change_many("resume", **which)
+        return await self._change_many("resume", status, workflow, before, progress)
 
-    async def retry_many(self, **which: Any) -> int:
+    async def retry_many(
+        self,
+        *,
+        status: Statuses = None,
+        workflow: Workflow[..., Any] | str | None = None,
+        before: datetime | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> int:
         """Retry every failed run that matches; how many. See `cancel_many`."""
-        return await self._change_many("retry", **which)
+        return await self._change_many("retry", status, workflow, before, progress)
 
     async def _change(self, run: UUID | str | RunHandle[Any], what: Change) -> RunStatus:
         status = await change(self._store, await self._run_id(run), what)
@@ -168,12 +199,15 @@ class Operations:
     async def _change_many(
         self,
         what: Literal["cancel", "pause", "resume", "retry"],
-        *,
-        status: RunStatus | str | Iterable[RunStatus | str] | None = None,
-        workflow: str | None = None,
-        before: datetime | None = None,
-        progress: Callable[[int], None] | None = None,
+        status: Statuses,
+        workflow: Workflow[..., Any] | str | None,
+        before: datetime | None,
+        progress: Callable[[int], None] | None,
     ) -> int:
+        name = workflow.name if isinstance(workflow, Workflow) else workflow
+        if name is not None and not isinstance(name, str):
+            raise InvalidInput(f"workflow must be a workflow or its name, got {workflow!r}")
+
         async def act(run_id: UUID) -> None:
             if what == "retry":
                 await retry_run(self._store, run_id, str(run_id), [])
@@ -181,7 +215,7 @@ class Operations:
                 await change(self._store, run_id, what)
 
         try:
-            return await change_many(self._store, what, act, status, workflow, before, progress)
+            return await change_many(self._store, what, act, status, name, before, progress)
         finally:
             self._tell()
 

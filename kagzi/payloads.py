@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 import importlib
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -149,10 +150,14 @@ def _from_environment() -> Any:
     if not target:
         return None
     module, _, name = target.partition(":")
+    folder = os.getcwd()
+    if folder not in sys.path:
+        sys.path.append(folder)  # as for the modules of a worker
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise InvalidInput(
-            f"{ENVIRONMENT}={target!r} names no codec: {error}; write module:name"
+            f"{ENVIRONMENT}={target!r} names no codec: {error}; write module:name, of a module in "
+            f"{folder} or on Python's path"
         ) from error
     return found if isinstance(found, PayloadCodec) or not callable(found) else found()

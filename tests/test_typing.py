@@ -55,6 +55,10 @@ async def main() -> None:
     async with kagzi.connect() as client, client.worker(processes=2):
         handle = await client.start(use, 3)
         assert_type(await handle.result(), list[str])
+        assert_type(await client.start("use", 3), kagzi.RunHandle[Any])
+        assert_type(await client.start_many(use, [(3,)]), list[kagzi.RunHandle[list[str]]])
+        assert_type(await client.start_many("use", [(3,)]), list[kagzi.RunHandle[Any]])
+        await client.cancel_many(workflow=use, status="pending")
 
 assert_type(kagzi.run(use, 3), list[str])
 assert_type(measure({}), bytes)

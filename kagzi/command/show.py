@@ -22,6 +22,7 @@ from kagzi.handle import RunHandle
 from kagzi.model import GroupRecord, RunDetails, RunSummary, StepRecord
 
 PIPED_WIDTH = 140
+WHOLE_ID_CHARS = 48  # of a run; a longer one is folded
 WIDE = 132  # a terminal from which on every column of a table has room
 MOST_ATTEMPTS = 20
 
@@ -130,10 +131,11 @@ def print_runs(runs: Sequence[RunSummary]) -> None:
         console.print("no runs")
         return
     wide = console.width >= WIDE
+    longest = max(len(run.id) for run in runs)
     listed = Columns(
         console,
         None,
-        Column("run", least=min(24, max(len(run.id) for run in runs))),
+        Column("run", whole=wide and longest <= WHOLE_ID_CHARS, least=min(24, longest)),
         Column("workflow", whole=True),
         Column("status", whole=True),
         Column("created", whole=True),

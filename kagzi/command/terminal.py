@@ -195,7 +195,9 @@ async def open_client(settings: Settings, *, may_migrate: bool) -> AsyncIterator
         return
     server = await asyncio.to_thread(embedded.attach, progress=say)
     try:
-        async with connect(server.dsn, schema=settings.schema) as client:
+        # Its own schema may be made by a look; another one was meant to be there.
+        make = may_migrate or settings.schema == DEFAULT_SCHEMA
+        async with connect(server.dsn, schema=settings.schema, migrate=make) as client:
             yield client
     finally:
         await asyncio.to_thread(server.close)

@@ -11,6 +11,7 @@ from uuid import UUID
 
 from kagzi.engine.clock import StoreClock
 from kagzi.model import RunStatus
+from kagzi.registry import registry
 from kagzi.store.recorded import ClaimedRun, Take, load_checkpoints, take_rows
 from kagzi.store.store import Store
 
@@ -83,11 +84,19 @@ async def _read_batch(
         batch = [_recorded(*row[:-1]) for row in rows]
         if batch:
             clock.set(rows[0][-1], asked_at, time.time())
-            ids = [run.claimed.run_id for run in batch]
-            batch = _lighter(batch, dict(await ask("weigh_recorded", run_ids=ids)))
-            claimed = {run.claimed.run_id: run.claimed for run in batch}
-            await load_checkpoints(ask, claimed, whole=True)
+            known = _with_code(batch)
+            weights = dict(await ask("weigh_recorded", run_ids=list(known))) if known else {}
+            batch = _lighter(batch, weights)
+            known = _with_code(batch)
+            if known:
+                await load_checkpoints(ask, known, whole=True)
     return batch
+
+
+def _with_code(batch: list[RecordedRun]) -> dict[UUID, ClaimedRun]:
+    """Those that will be replayed: of others nothing but their names is looked at."""
+    runs = (run.claimed for run in batch)
+    return {run.run_id: run for run in runs if registry.has(run.workflow, run.version)}
 
 
 def _lighter(batch: list[RecordedRun], nbytes: dict[UUID, int]) -> list[RecordedRun]:

@@ -82,8 +82,8 @@ class Connector:
         if re.match(r"[a-z]+://[^?]*[@/][^?]*@", dsn):
             # libpq ends the password there, and would show the rest of it as host or database.
             raise InvalidDsn(
-                f"the connection string {_redact_dsn(dsn)!r} has an '@' or '/' in its user name or "
-                "password: write %40 or %2F for it"
+                f"the connection string {_redact_dsn(dsn)!r} has an at sign or a slash in its user "
+                "name or password: write %40 or %2F for it"
             )
         self.is_pooled = False
         self._parts.setdefault("connect_timeout", CONNECT_TIMEOUT_S)

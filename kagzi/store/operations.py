@@ -103,7 +103,10 @@ async def send_event(store: Store, run_id: UUID, topic: str, value: bytes, key: 
     found, added = rows[0]
     if not found:
         status = (await store.read_status(run_id))[0]
-        raise RunEnded(f"run {run_id} is {status.value}: nothing can be sent to it any more")
+        raise RunEnded(
+            f"run {run_id} is {status.value}: nothing can be sent to it any more; "
+            "one that failed or was cancelled goes on after a retry"
+        )
     return bool(added)
 
 

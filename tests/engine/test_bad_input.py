@@ -160,6 +160,12 @@ async def test_a_call_that_makes_no_sense_is_refused_and_leaves_no_row(
 async def test_definitions_that_cannot_work_are_refused_when_they_are_made() -> None:
     with pytest.raises(InvalidDefinition, match="async def"):
         kagzi.workflow(lambda ctx: None)  # type: ignore[arg-type, return-value]
+    with pytest.raises(InvalidDefinition, match="'n', is annotated 'int'"):
+
+        @kagzi.workflow
+        async def takes_no_context(n: int) -> int:
+            return n
+
     with pytest.raises(InvalidDefinition, match="ctx: Context"):
 
         @kagzi.workflow

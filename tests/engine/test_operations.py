@@ -269,6 +269,8 @@ async def test_bulk_forms_take_what_matches_and_nothing_else(
     assert {await handle.status() for handle in mine} == {PAUSED}
     assert await other.status() is PENDING
     assert await client.resume_many(status="paused") == 5
+    assert await client.pause_many(workflow=gated) == 5
+    assert await client.resume_many(workflow=gated) == 5
     long_ago = datetime.now(UTC) - timedelta(days=1)
     assert await client.cancel_many(before=long_ago) == 0
     assert await client.cancel_many() == 6
@@ -282,6 +284,8 @@ async def test_bulk_forms_refuse_a_status_that_cannot_be_meant(client: Client) -
         await client.cancel_many(status="completed")
     with pytest.raises(InvalidInput, match="done"):
         await client.retry_many(status=["failed", "done"])
+    with pytest.raises(InvalidInput, match="its name, got 7"):
+        await client.cancel_many(workflow=7)  # type: ignore[arg-type]
     with pytest.raises(InvalidInput, match="time zone"):
         await client.pause_many(before=datetime(2026, 1, 1))
 

@@ -256,3 +256,17 @@ async def test_bad_options_are_refused(engine: Engine) -> None:
     said = await handle.result(PATIENCE_S)
     assert len(said) == 7
     assert len(await engine.ids(handle)) == 1
+
+
+@kagzi.workflow
+async def loops_over_a_list(ctx: Context, size: int) -> str:
+    try:
+        async for _ in ctx.map("m", steps.add, [1] * size, key=str):  # type: ignore[attr-defined]
+            pass
+    except TypeError as error:
+        return str(error)
+    return ""
+
+
+async def test_loop_over_a_map_of_a_list_says_what_to_do(engine: Engine) -> None:
+    assert "await it" in await engine.run(loops_over_a_list, 0)
