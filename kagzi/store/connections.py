@@ -29,6 +29,7 @@ IDLE_IN_TRANSACTION_S = 60
 _OUTAGE_CLASSES = ("08", "53", "57", "58", "XX")
 _OUTAGE_STATES = ("25006", "40001", "40P01", "55P03", "25P02", "25P03", "26000", "42P05")
 _NOT_OUTAGE = ("57014",)
+FORBIDDEN = "42501"
 
 # One statement, so one round trip: what the server cannot do is left as it is.
 _TUNE = (
@@ -192,7 +193,7 @@ class Connector:
         """The error of kagzi's that stands for one of psycopg's while connecting."""
         text = self.explain(error)
         state = getattr(error, "sqlstate", None) or ""
-        if state == "42501":
+        if state == FORBIDDEN:
             return StoreForbidden(
                 f"{text}. The role needs CREATE on the database, or let its owner run the output "
                 "of `kagzi migrate --print`"
@@ -286,3 +287,8 @@ def is_outage(error: psycopg.Error) -> bool:
     if state in _NOT_OUTAGE:
         return False
     return state[:2] in _OUTAGE_CLASSES or state in _OUTAGE_STATES
+
+
+def is_forbidden(error: psycopg.Error) -> bool:
+    """Whether the role lacks a right."""
+    return error.sqlstate == FORBIDDEN

@@ -16,6 +16,7 @@ from kagzi.store.connections import (
     Connector,
     cancellations,
     heed_cancellation,
+    is_forbidden,
     is_outage,
 )
 from kagzi.store.history import History
@@ -97,6 +98,7 @@ class DirectConnection:
 
         Raises:
             StoreUnavailable: The connection was lost, with psycopg's error as its cause.
+            StoreForbidden: The role lacks a right.
             psycopg.Error: The statement failed.
         """
         before = cancellations()
@@ -105,9 +107,10 @@ class DirectConnection:
             return await self.execute(statement, values)
         except psycopg.Error as error:
             heed_cancellation(before)
-            if not is_outage(error):
+            if is_outage(error):
+                await self.close()
+            elif not is_forbidden(error):
                 raise
-            await self.close()
             raise self._connector.unavailable(error) from error
         except BaseException:
             await self.close()

@@ -30,6 +30,7 @@ from kagzi.store.connections import (
     Connector,
     cancellations,
     heed_cancellation,
+    is_forbidden,
     is_outage,
     no_reset,
 )
@@ -107,7 +108,7 @@ class Store:
             raise self.connector.unavailable(await self._why_none(error)) from None
         except psycopg.Error as error:
             heed_cancellation(before)
-            if is_outage(error) or error.sqlstate == "42501":
+            if is_outage(error) or is_forbidden(error):
                 raise self.connector.unavailable(error) from error
             raise
 

@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from kagzi.errors import StoreUnavailable
+from kagzi.errors import StoreForbidden, StoreUnavailable
 from kagzi.store.connections import Connector
 from kagzi.store.direct import DirectConnection
 from kagzi.store.statements import INT_OID, TEXT_OID, Statement, typed_rows
@@ -58,6 +58,17 @@ async def test_statement_that_fails_leaves_the_connection(dsn: str) -> None:
     with pytest.raises(psycopg.errors.NumericValueOutOfRange):
         await echo(direct, 2**31 - 1)
     assert await echo(direct, 1) == [(2, "é")]
+    assert direct.current is connection
+    await direct.close()
+
+
+async def test_right_that_is_lacking_is_told_as_such(dsn: str) -> None:
+    direct = DirectConnection(Connector(dsn), "test")
+    connection = await direct.open()
+    await connection.execute("SET ROLE pg_monitor")
+    look = Statement("look", "SELECT count(*) FROM kagzi.workflow_runs", {})
+    with pytest.raises(StoreForbidden, match="workflow_runs"):
+        await direct.ask(look, {})
     assert direct.current is connection
     await direct.close()
 
