@@ -11,6 +11,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import replace
 from datetime import datetime
+from functools import cached_property
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -106,28 +107,42 @@ class LiveRun:
         self._shared: dict[str, Single] = {}
         self._inner: dict[str, Group] = {}
         self._retries: dict[str, Timer] = {}
-        self._recall = Recall(self)
         self._recalled = 0
-        self.patches = Patches(self, worker.clock)
         self._parking = Parking(self)
         self.timers = Timers(self.loop, self.settle_down)
         self.bodies = Bodies(self, worker.executor)
-        self.inbox = Inbox(
-            lambda: load_events(worker.store, self.run_id), self.recorded_steps, self._hear_now
-        )
-        self.children = Children(
-            worker.store,
-            self.loop,
-            self.run_id,
-            worker.worker_id,
-            claimed.epoch,
-            self.settle_down,
-            worker.children_changed,
-        )
         self.news = claimed.news
         self._hearing: asyncio.Task[None] | None = None
         self._hear_again = False
         self._task: asyncio.Task[None] | None = None
+
+    # What most runs have no use for is made when it is asked for.
+
+    @cached_property
+    def inbox(self) -> Inbox:
+        store = self.worker.store
+        return Inbox(lambda: load_events(store, self.run_id), self.recorded_steps, self._hear_now)
+
+    @cached_property
+    def children(self) -> Children:
+        worker = self.worker
+        return Children(
+            worker.store,
+            self.loop,
+            self.run_id,
+            worker.worker_id,
+            self.claimed.epoch,
+            self.settle_down,
+            worker.children_changed,
+        )
+
+    @cached_property
+    def patches(self) -> Patches:
+        return Patches(self, self.worker.clock)
+
+    @cached_property
+    def _recall(self) -> Recall:
+        return Recall(self)
 
     # --- driving ----------------------------------------------------------------------------
 
@@ -177,8 +192,10 @@ class LiveRun:
         """Stop everything; write nothing more. The run stays as it is in the store."""
         self.leaving = True
         self.timers.close()
-        self.children.close()
-        self._recall.close()
+        if "children" in self.__dict__:
+            self.children.close()
+        if "_recall" in self.__dict__:
+            self._recall.close()
         self._parking.close()
         if self._hearing is not None:
             self._hearing.cancel()
@@ -270,7 +287,9 @@ class LiveRun:
         return self._works
 
     def is_waiting(self, step_id: str) -> bool:
-        return step_id in self._retries or step_id in self.children.waiting
+        if step_id in self._retries:
+            return True
+        return "children" in self.__dict__ and step_id in self.children.waiting
 
     def is_crowded(self) -> bool:
         return self.worker.is_crowded()
@@ -595,7 +614,10 @@ class LiveRun:
     @property
     def hears(self) -> bool:
         """Whether it waits for an event or a child."""
-        return self.inbox.in_use or self.children.in_use
+        made = self.__dict__
+        return ("inbox" in made and self.inbox.in_use) or (
+            "children" in made and self.children.in_use
+        )
 
 
 def _settled(

@@ -67,6 +67,7 @@ class Pool:
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._links: set[PoolLink] = set()
+        self._unreaped: set[Any] = set()  # processes, also such as have no link any more
         self._tasks: set[asyncio.Task[Any]] = set()
         self._suspects: set[Step] = set()
         self._suspects_moved = asyncio.Event()
@@ -101,9 +102,8 @@ class Pool:
         for link in links:
             link.kill()
             link.close()
-        await asyncio.gather(
-            *(asyncio.to_thread(_reap, link.process) for link in links if link.process is not None)
-        )
+        await asyncio.gather(*(asyncio.to_thread(_reap, process) for process in self._unreaped))
+        self._unreaped.clear()
         for link in links:
             link.cells = None
         self._links.clear()
@@ -142,6 +142,7 @@ class Pool:
         finally:
             theirs.close()
             os.close(descriptor)
+        self._unreaped.add(link.process)
         ours.setblocking(False)
         await self._loop.connect_accepted_socket(lambda: link, ours)
         try:
@@ -149,7 +150,7 @@ class Pool:
         except (TimeoutError, PoolStartFailed) as error:
             link.kill()
             link.close()
-            code = await asyncio.to_thread(_reap, link.process)
+            code = await self._reap(link.process)
             if code == child.NO_GUARD:
                 raise MissingMainGuard(
                     "the script starts kagzi when it is imported, and pool processes import it: "
@@ -160,13 +161,19 @@ class Pool:
                 "said itself is on the standard error stream"
             ) from None
         if link not in self._links:
-            await asyncio.to_thread(_reap, link.process)
+            await self._reap(link.process)
             raise PoolStartFailed("a pool process ended as soon as it was ready")
         self.started += 1
         link.joined = True
         link.hold(self._is_held)
         self.executor.add_link(link)
         return link
+
+    async def _reap(self, process: Any) -> int | None:
+        """Wait for the end of one; its exit code."""
+        code = await asyncio.to_thread(_reap, process)
+        self._unreaped.discard(process)
+        return code
 
     def _start_another(self) -> None:
         if self._closing:
@@ -217,7 +224,9 @@ class Pool:
             link.cells = None
             return
         self.deaths += 1
-        self._loop.run_in_executor(None, _reap, link.process)
+        task = self._loop.create_task(self._reap(link.process))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         self.executor.remove_link(link)
         steps, link.steps = link.steps, {}
         for step in steps.values():
@@ -399,10 +408,13 @@ async def _end_unwanted(spawning: asyncio.Future[Any]) -> None:
 
 def _reap(process: Any) -> int | None:
     """Wait for a process that was killed or has ended; its exit code."""
-    process.join(5)
-    code: int | None = process.exitcode
-    if code is not None:
-        process.close()  # its descriptors; a reference cycle would keep them for a while
+    try:
+        process.join(5)
+        code: int | None = process.exitcode
+        if code is not None:
+            process.close()  # its descriptors; a reference cycle would keep them for a while
+    except ValueError:  # closed already: somebody has waited for it meanwhile
+        return None
     return code
 
 
