@@ -28,6 +28,7 @@ from kagzi import (
 )
 from kagzi.cli import main
 from kagzi.registry import registry
+from kagzi.store import checks
 from tests.engine import steps
 from tests.engine.witness import Witness
 from tests.fix_engine import PATIENCE_S, Engine, started, until
@@ -578,6 +579,23 @@ async def test_runs_without_code_break_unless_they_have_ended(
         assert "version '9' is not registered here, but 1" in found.message
         monkeypatch.delitem(registry._workflows, changing.name)
         assert (await only_broken(client)).problem is CheckProblem.UNKNOWN_WORKFLOW
+
+
+async def test_nothing_is_loaded_of_runs_without_code(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may be another team's, and large."""
+    await record(dsn, one_step)
+
+    async def load(*_: Any, **__: Any) -> None:
+        raise AssertionError("checkpoints were loaded")
+
+    monkeypatch.setattr(checks, "load_checkpoints", load)
+    async with kagzi.connect(dsn, migrate=False) as client:
+        with pytest.raises(AssertionError, match="were loaded"):
+            await client.check()  # the control
+        await execute(dsn, "UPDATE kagzi.workflow_runs SET version = '9'")
+        assert (await client.check()).without_code == 1
 
 
 # --- many -----------------------------------------------------------------------------------

@@ -70,6 +70,13 @@ def test_no_spelling_of_a_connection_string_shows_its_password(dsn: str) -> None
     assert not any(SECRET in text for text in shown)
 
 
+def test_at_sign_in_a_password_is_told_in_words_that_redaction_leaves_whole() -> None:
+    with pytest.raises(InvalidDsn) as failure:
+        Connector("postgresql://u:se@cret@h/db")
+    assert "write %40 or %2F" in redact(str(failure.value))
+    assert "at sign" in redact(str(failure.value))
+
+
 def test_redaction_keeps_what_is_no_password() -> None:
     assert redact("postgresql://u:x@h:5432/db?sslmode=disable") == (
         "postgresql://u:***@h:5432/db?sslmode=disable"
