@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import multiprocessing.forkserver
 import os
 import signal
 import sys
 import types
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -578,8 +579,17 @@ async def test_module_that_breaks_a_pool_process_at_import_fails_its_step_alone(
 # --- the pool's own life --------------------------------------------------------------------
 
 
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """What a reference cycle keeps stays, and is seen."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
 async def test_pool_that_is_closed_while_it_replaces_a_process_leaves_none_behind(
-    dsn: str,
+    dsn: str, no_collector: None
 ) -> None:
     forkserver = multiprocessing.forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
     before = {process.pid for process in psutil.Process(forkserver).children()}
