@@ -101,7 +101,7 @@ class Bodies:
     def cut_off(self, step: Step) -> None:
         """A body's process is gone, and it will run again: its inner work goes on meanwhile."""
         self._waits.pop(step.id, None)
-        for work in self.inside.get(step.id, ()):
+        for work in list(self.inside.get(step.id, ())):
             work.detach()
 
     def stop_below(self, step: Step, again: bool, then: Callable[[], None]) -> None:

@@ -130,6 +130,7 @@ class Work:
         self.withdrawn = False
         self.waiting = False
         self.outcome: tuple[Any, BaseException | None] | None = None
+        self._held: tuple[Any, BaseException | None] | None = None  # until it is delivered
         self.call_number = home.next_number()
         self.callers: list[tuple[StepFuture[Any], Settle]] = []
 
@@ -144,9 +145,15 @@ class Work:
         return future
 
     def detach(self) -> None:
-        """Its callers are gone, but will be back: it goes on without them."""
+        """Its callers are gone, but will be back: it goes on without them.
+
+        An outcome that waited for the body's permits is settled now. Nobody hands it over any more,
+        and who asks for this again finds it recorded.
+        """
         self.callers = []
         self.waiting = False
+        if self._held is not None:
+            self._deliver(*self._held)
 
     @property
     def awaited(self) -> bool:
@@ -175,10 +182,11 @@ class Work:
         """Give the durable outcome to every caller."""
         if self.ended:
             return
+        self._held = (outcome, error)
         self.home.hand_over(self, lambda: self._deliver(outcome, error))
 
     def _deliver(self, outcome: Any, error: BaseException | None) -> None:
-        self.outcome = (outcome, error)
+        self.outcome, self._held = (outcome, error), None
         callers, self.callers = self.callers, []
         for future, settle in callers:
             if future.done():

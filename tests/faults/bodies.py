@@ -405,6 +405,16 @@ async def outer(ctx: Context, folder: str, entry: str) -> list[str]:
     )
 
 
+@kagzi.step(limit=1)
+async def outer_one_at_a_time(ctx: Context, folder: str, entry: str, gate: str) -> list[str]:
+    """Passes a gate, and opens an inner group; while it waits there the next one may begin."""
+    witness = Witness(folder)
+    witness.note(f"+{entry} {os.getpid()}")
+    await witness.pass_gate(gate)
+    calls = [neighbour.bind(folder, f"{entry}.{number}") for number in range(2)]
+    return await ctx.parallel_vec("inner", calls)
+
+
 @kagzi.step
 async def add(a: int, b: int) -> int:
     return a + b

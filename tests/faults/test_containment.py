@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import types
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ import pytest_asyncio
 import kagzi
 from kagzi import Context, ErrorStrategy, ParallelResult, StepFailed
 from kagzi.pool import child, pool
+from tests.engine import steps
 from tests.engine.witness import Witness
 from tests.faults import bodies
 from tests.fix_engine import PATIENCE_S, Engine, started, until
@@ -251,6 +253,33 @@ async def test_outer_steps_whose_processes_die_join_their_inner_steps_again(
     expected = [[f"o{number}.{inner}" for inner in range(2)] for number in range(4)]
     assert await handle.result(timeout=PATIENCE_S) == expected
     assert len((await handle.describe()).attempts) <= 2
+
+
+@kagzi.workflow
+async def one_outer_at_a_time(ctx: Context, folder: str) -> list[Any]:
+    """Among others, so that none is known to have taken its process down."""
+    calls: list[Any] = [bodies.outer_one_at_a_time.bind(folder, name, name) for name in ("a", "b")]
+    calls += [steps.gated.bind(folder, f"n{number}", "b") for number in range(6)]
+    return (await ctx.parallel_vec("g", calls))[:2]
+
+
+async def test_outer_step_whose_process_dies_as_it_waits_for_its_permit_has_its_inner_results(
+    engine: Engine, witness: Witness
+) -> None:
+    """Its inner steps are committed, and the other one has the permit that it needs to go on."""
+    handle = await engine.start(one_outer_at_a_time, witness.folder)
+    witness.open("a")
+    await begun(witness, 10)  # with the inner steps of the first
+    witness.open("neighbours")
+    await until(lambda: engine.worker.executor._resumed)
+    deaths = engine.worker.pool.deaths
+    for process_id in list(engine.worker.pool.process_ids):
+        os.kill(process_id, signal.SIGKILL)
+    await until(lambda: engine.worker.pool.deaths >= deaths + 2)
+    witness.open("b")
+    assert await handle.result(timeout=PATIENCE_S) == [["a.0", "a.1"], ["b.0", "b.1"]]
+    ran = Counter(entry.split()[0] for entry in witness.entries)
+    assert (ran["+a.0"], ran["+a.1"]) == (1, 1), "what is committed does not run again"
 
 
 async def test_forkserver_that_is_killed_takes_nothing_down_for_good(
