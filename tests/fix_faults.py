@@ -61,6 +61,8 @@ class WorkerProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=stream,
+                # Where a process group loses its last parent, the system wakes whoever is stopped.
+                start_new_session=True,
             )
         self._family: list[psutil.Process] = []
 
