@@ -14,6 +14,7 @@ import multiprocessing
 import multiprocessing.util  # its own clearing up at exit is set up before ours, so it comes after
 import os
 import socket
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
@@ -36,6 +37,8 @@ START_TIMEOUT_S = 60.0
 NEIGHBOUR_GRACE_S = 2.0
 WATCH_S = 0.25
 MOST_CUT_OFF = 5
+REAP_S = 5.0
+LOOK_S = 0.005
 
 
 class Pool:
@@ -358,12 +361,16 @@ class Pool:
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
+# For multiprocessing's objects. Two threads that read how a process ended both read its descriptor;
+# by then it may be that of a process that is being started, which would wait for ever for its pid.
+_one_at_a_time = threading.Lock()
+
 
 @atexit.register
 def _kill_left() -> None:
-    """A program that ends without closing its workers: multiprocessing would wait for ever.
+    """A program that ends without closing its workers takes their processes with it.
 
-    At exit it sends SIGTERM, which pool processes leave to their coordinator, and joins them.
+    SIGTERM, which multiprocessing would send, pool processes leave to their coordinator.
     """
     for pool in _pools:
         for link in pool._links:
@@ -394,7 +401,10 @@ def _spawn(
         args=(channel, _Descriptor(descriptor), make_context, modules),
         daemon=True,
     )
-    process.start()
+    with _one_at_a_time:
+        process.start()
+        # Else whoever starts a process of any kind looks after ours, too, in a thread of its own.
+        multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]
     return process
 
 
@@ -407,15 +417,20 @@ async def _end_unwanted(spawning: asyncio.Future[Any]) -> None:
 
 
 def _reap(process: Any) -> int | None:
-    """Wait for a process that was killed or has ended; its exit code."""
-    try:
-        process.join(5)
-        code: int | None = process.exitcode
-        if code is not None:
-            process.close()  # its descriptors; a reference cycle would keep them for a while
-    except ValueError:  # closed already: somebody has waited for it meanwhile
-        return None
-    return code
+    """Wait for a process that was killed or has ended; its exit code, None if that takes long."""
+    until_s = time.monotonic() + REAP_S
+    while True:
+        with _one_at_a_time:
+            try:
+                code: int | None = process.exitcode
+                if code is not None:
+                    process.close()  # its descriptors, which a cycle would keep for a while
+                    return code
+            except ValueError:  # closed already: somebody has waited for it meanwhile
+                return None
+        if time.monotonic() > until_s:
+            return None
+        time.sleep(LOOK_S)
 
 
 def _crash(link: PoolLink) -> StepCrashed:

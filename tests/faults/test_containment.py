@@ -8,10 +8,13 @@ import multiprocessing.forkserver
 import os
 import signal
 import sys
+import threading
+import time
 import types
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
+from multiprocessing.popen_forkserver import Popen
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +234,41 @@ async def test_task_of_a_body_that_ends_the_loop_fails_its_own_step_alone(
         "kagzi.errors.StepCrashed n",
         "builtins.SystemExit n",
     )
+
+
+async def test_ends_and_starts_of_processes_are_looked_at_by_one_thread_at_a_time(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two would read from one descriptor, and the second from whatever it had become by then."""
+    inside = threading.Semaphore()
+    met: list[str] = []
+
+    def alone(method: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(*args: Any, **options: Any) -> Any:
+            if not inside.acquire(blocking=False):
+                met.append(method.__name__)
+                return method(*args, **options)
+            try:
+                time.sleep(0.003)
+                return method(*args, **options)
+            finally:
+                inside.release()
+
+        return watched
+
+    for name in ("poll", "_launch", "close"):
+        monkeypatch.setattr(Popen, name, alone(getattr(Popen, name)))
+    async with started(dsn, processes=4) as engine:
+        workers_pool = engine.worker.pool
+        assert workers_pool is not None
+        for _ in range(5):
+            deaths = workers_pool.deaths
+            for process_id in workers_pool.process_ids:
+                os.kill(process_id, signal.SIGKILL)
+            await until(lambda: workers_pool.deaths == deaths + 4)  # noqa: B023
+            await until(lambda: sum(link.joined for link in workers_pool._links) == 4)
+        assert met == []
+        assert not set(multiprocessing.active_children()) & workers_pool._unreaped
 
 
 @kagzi.workflow
