@@ -23,7 +23,8 @@ from kagzi.worker import Worker
 from tests.engine.witness import Witness
 from tests.fix_db import Databases
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
+HOUR_S = 3600.0
 
 
 async def until(
@@ -134,6 +135,24 @@ class Engine:
             f" + interval '{seconds} s'$$"
         )
         self.worker.wake()
+
+    async def stored(self, handle: kagzi.RunHandle[Any], count: int) -> None:
+        """Wait until so many steps of a run have their checkpoints."""
+
+        async def are_stored() -> bool:
+            return await self.count("step_runs", handle.run_id) >= count
+
+        await until(are_stored)
+
+    async def expire(self, handle: kagzi.RunHandle[Any]) -> None:
+        """Let the earliest timer of a run that is held here be due now."""
+        timers = self.worker.runs[handle.run_id].timers
+        await until(lambda: timers._pending)
+        timer = min(timers._pending, key=lambda one: one.due)
+        assert timer.handle is not None, "it is set"
+        timer.handle.cancel()
+        timer.due = 0.0
+        timer.fire()
 
     async def settled(self) -> None:
         """Wait until nothing runs: no run is held, and no body is begun or waits."""

@@ -202,6 +202,11 @@ async def process_id() -> int:
     return os.getpid()
 
 
+@kagzi.step
+def process_id_sync() -> int:
+    return os.getpid()
+
+
 def where_am_i() -> tuple[str, str, int]:
     info = kagzi.current_step()
     return str(info.run_id), info.step_id, info.attempt

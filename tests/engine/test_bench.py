@@ -42,7 +42,7 @@ def run_bench(*arguments: str, dsn: str = "") -> subprocess.CompletedProcess[str
         env=environment,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=400,
     )
 
 

@@ -59,7 +59,7 @@ def run_dashboard(folder: Path, *arguments: str) -> subprocess.CompletedProcess[
         env={**os.environ, "HOME": str(folder.parent)},  # asv notes the machine there
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=400,
     )
 
 

@@ -49,7 +49,7 @@ async def test_worker_finishes_what_it_holds_when_told_to_stop(
         unclaimed = await client.start(doubled, [1])
         await gate.let_go("on")
         assert await process.ended() == 0
-        assert await handle.result(1) == "on"
+        assert await handle.result(60) == "on"
         assert await unclaimed.status() is RunStatus.PENDING
 
 

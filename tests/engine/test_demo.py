@@ -120,7 +120,7 @@ def test_demo_of_a_folder_without_python_is_refused(dsn: str, tmp_path: Path) ->
 async def test_crash_demo_finishes_without_repeating_a_committed_step(
     dsn: str, folder: Path
 ) -> None:
-    options = ("--folder", str(folder), "--processes", "1", "--pause-ms", "80", "--json")
+    options = ("--folder", str(folder), "--processes", "1", "--pause-ms", "300", "--json")
     async with Process(dsn, "demo", "--crash", *options) as process:
         code = await process.ended()
         assert code == 0, process.errors + process.output

@@ -132,6 +132,7 @@ async def test_partial_failure_with_fail_fast_starts_no_later_step_of_a_sibling(
 ) -> None:
     handle = await engine.start(partly_failing, witness.folder, where)
     await until(lambda: "+middle" in witness.entries)
+    await engine.stored(handle, 2)  # also the third of them is done
     witness.open("fail")
     error = await engine.outcome(handle)
     assert isinstance(error, StepFailed)

@@ -145,8 +145,8 @@ async def test_hashes_and_memo_keys_give_nothing_to_guess_by(dsn: str, tmp_path:
     """Whoever can list the possible inputs cannot find out which one it was."""
     async with opened(dsn, AesGcm(KEYS)) as engine:
         witness = Witness(tmp_path)
-        for _ in range(2):
-            handle = await engine.start(everything, witness.folder, "yes", "c")
+        for number in range(2):
+            handle = await engine.start(everything, witness.folder, "yes", f"c{number}")
             await engine.client.cancel(handle)
             with pytest.raises(kagzi.RunWasCancelled):
                 await handle.result(PATIENCE_S)
@@ -260,7 +260,7 @@ async def test_wrong_or_missing_key_is_told_on_connecting(
             pass
     assert raised.value.key_id == "first"
     assert bytes(32).hex() not in str(raised.value)
-    assert len(asyncio.all_tasks()) == before
+    assert len(asyncio.all_tasks()) <= before, "one of those before may have ended"
 
 
 async def test_changed_payload_is_refused(dsn: str) -> None:

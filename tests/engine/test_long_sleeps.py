@@ -158,11 +158,14 @@ async def test_many_sleepers_hold_no_place_no_task_no_timer_and_no_connection(ds
             query = "SELECT count(*) FROM kagzi.workflow_runs WHERE status = 'sleeping'"
             return await value(dsn, query) == 60
 
-        await until(all_asleep, 20)
+        async def few_backends() -> bool:
+            return bool(await value(dsn, backends) < connections + 20)
+
+        await until(all_asleep)
         await engine.settled()
-        assert len(asyncio.all_tasks()) <= tasks + 2
-        assert process.num_fds() < files + 20
-        assert await value(dsn, backends) < connections + 20
+        await until(lambda: len(asyncio.all_tasks()) <= tasks + 2)
+        await until(lambda: process.num_fds() < files + 20)
+        await until(few_backends)
         await engine.move_clock(40 * YEAR_S)
         for handle in handles:
             assert await handle.result(2 * PATIENCE_S) == "awake"

@@ -107,9 +107,9 @@ async def test_a_marker_comes_before_what_rests_on_it(engine: Engine) -> None:
 
 
 async def test_a_step_that_was_tried_and_has_no_checkpoint_counts_as_passed(
-    engine: Engine,
+    engine: Engine, witness: Witness
 ) -> None:
-    handle = await engine.start(tried)
+    handle = await engine.start(tried, witness.folder)
 
     async def attempted() -> int:
         return await engine.count("step_attempts", handle.run_id)
@@ -117,21 +117,23 @@ async def test_a_step_that_was_tried_and_has_no_checkpoint_counts_as_passed(
     await until(attempted)
     engine.worker.runs[handle.run_id].give_back()
     Code.stage = 2
+    witness.open("go")
     assert await engine.outcome(handle) == "old"
     assert await markers(engine, handle) == {"patched:other": False}
 
 
 @kagzi.workflow
-async def tried(ctx: Context) -> str:
+async def tried(ctx: Context, folder: str) -> str:
     if takes_new_code(ctx, "other"):
         return "new"
-    return await ctx.step(fails_at_first)
+    return await ctx.step(fails_at_first, folder)
 
 
-@kagzi.step(retry=kagzi.Retry.fixed(3, delay=0.3))
-async def fails_at_first() -> str:
+@kagzi.step(retry=kagzi.Retry.fixed(3, 0.0))
+async def fails_at_first(folder: str) -> str:
     if kagzi.current_step().attempt == 1:
         raise steps.Flaky("at first")
+    await Witness(folder).pass_gate("go")
     return "old"
 
 

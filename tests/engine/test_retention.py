@@ -99,8 +99,9 @@ TABLES = ("workflow_runs", "step_runs", "step_attempts", "parallel_groups")
 
 
 async def test_a_worker_deletes_whole_runs_that_ended_long_enough_ago_and_no_others(
-    dsn: str,
+    dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("kagzi.worker.janitor.LONG_REST", 0.0)
     async with started(dsn, processes=0, poll_s=0.02, retain_s=WEEK_S) as engine:
         old = await engine.start(leaves_rows, id="old")
         bad = await engine.start(fails, id="bad")
@@ -120,7 +121,7 @@ async def test_a_worker_deletes_whole_runs_that_ended_long_enough_ago_and_no_oth
         assert len((await young.describe()).steps) == 4
         assert len((await asleep.describe()).steps) == 2
         with pytest.raises(UnknownRun):
-            await old.result(1)
+            await old.result(PATIENCE_S)
         await engine.move_clock(2 * WEEK_S + 120)
         await until(lambda: is_gone(engine, young))
         assert [run.id for run in await engine.client.runs()] == ["asleep"]
@@ -217,7 +218,7 @@ async def test_runs_of_many_checkpoints_are_all_deleted(store: Store, dsn: str) 
 
 async def test_many_transactions_follow_each_other_until_nothing_is_left(dsn: str) -> None:
     await add_runs(dsn, 3 * MOST_RUNS)
-    async with started(dsn, processes=0, poll_s=5.0, retain_s=DAY_S):
+    async with started(dsn, processes=0, poll_s=60.0, retain_s=DAY_S):
 
         async def none_left() -> bool:
             return await value(dsn, RUNS) == 0

@@ -69,7 +69,7 @@ async def test_a_predicate_says_which_errors_are_worth_another_attempt(
 
 @kagzi.workflow
 async def one_waits(ctx: Context, folder: str) -> list[Any]:
-    slow = steps.unless.bind(folder, "retrying", "on").options(retry=Retry.fixed(9, 0.05))
+    slow = steps.unless.bind(folder, "retrying", "on").options(retry=Retry.fixed(1000, 0.05))
     quick = [steps.note.bind(folder, f"quick{n}") for n in range(6)]
     return await ctx.parallel_vec("g", [slow, *quick], limit=1)
 

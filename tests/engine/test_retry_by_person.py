@@ -11,7 +11,7 @@ import kagzi
 from kagzi import AllStepsFailed, Context, ErrorStrategy, Retry, StepFailed
 from tests.engine import steps
 from tests.engine.witness import Witness
-from tests.fix_engine import PATIENCE_S, Engine
+from tests.fix_engine import HOUR_S, PATIENCE_S, Engine, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -189,7 +189,7 @@ async def test_a_failure_deep_down_runs_again_with_the_bodies_around_it_and_noth
 @kagzi.step
 async def out_of_time_inside(ctx: Context, folder: str) -> list[str]:
     calls = [steps.note.bind(folder, "quick"), steps.slow_start.bind(folder, "slow", "on")]
-    return await ctx.parallel_vec("g", calls, timeout=0.2)
+    return await ctx.parallel_vec("g", calls, timeout=HOUR_S)
 
 
 @kagzi.workflow
@@ -201,6 +201,9 @@ async def test_a_group_that_ran_out_of_time_inside_a_body_is_opened_again(
     engine: Engine, witness: Witness
 ) -> None:
     handle = await engine.start(timeout_in_a_body, witness.folder)
+    await engine.stored(handle, 1)
+    await until(lambda: "+slow" in witness.entries)
+    await engine.expire(handle)
     error = await engine.outcome(handle)
     assert isinstance(error, StepFailed)
     assert error.is_a(kagzi.GroupTimeout)

@@ -16,11 +16,10 @@ from kagzi import CatchUp, Context, InvalidInput, Overlap, UnknownSchedule
 from kagzi.store.schedules import Ticks, find_due_schedules, start_ticks
 from kagzi.worker.ticker import Ticker
 from tests.engine.witness import Witness
-from tests.fix_engine import PATIENCE_S, started, until
+from tests.fix_engine import HOUR_S, PATIENCE_S, started, until
 from tests.fix_faults import StartWorker, rows, value
 
 MINUTE_S = 60.0
-HOUR_S = 3600.0
 DAY_S = 24 * HOUR_S
 YEAR_S = 365 * DAY_S
 

@@ -13,7 +13,7 @@ from psycopg.rows import dict_row
 import kagzi
 from kagzi import CodecError, Context, InvalidArguments, InvalidInput, RunConflict, UnknownWorkflow
 from tests.fix_db import Databases
-from tests.fix_engine import started, until
+from tests.fix_engine import PATIENCE_S, started, until
 from tests.fix_faults import rows, value
 from tests.fix_proxy import Link, Message, Proxy
 
@@ -81,7 +81,7 @@ async def test_ten_thousand_starts_are_one_copy_and_a_handful_of_statements(
 async def test_results_come_from_a_worker(dsn: str) -> None:
     async with started(dsn, processes=0) as engine:
         handles = await engine.client.start_many(same, [(number,) for number in range(50)])
-        assert [await handle.result(timeout=10) for handle in handles] == list(range(50))
+        assert [await handle.result(PATIENCE_S) for handle in handles] == list(range(50))
 
 
 async def test_nothing_is_started_of_nothing(client: kagzi.Client, dsn: str) -> None:
@@ -245,7 +245,7 @@ async def test_workers_hear_of_it_at_the_commit(
         handle = await client.start(same, 7, connection=own)
         assert not engine.worker.runs
         await own.commit()
-        assert await handle.result(timeout=8) == 7
+        assert await handle.result(PATIENCE_S) == 7
 
 
 async def test_error_leaves_the_callers_transaction_as_it_was(

@@ -339,7 +339,8 @@ async def test_the_idempotency_key_is_the_same_for_every_attempt_and_no_other_st
 
 @kagzi.workflow
 async def processes_used(ctx: Context) -> list[int]:
-    return await ctx.parallel_vec("pids", [steps.process_id.bind() for _ in range(40)])
+    """Bodies that may block: short ones that do not would all be given to one process."""
+    return await ctx.parallel_vec("pids", [steps.process_id_sync.bind() for _ in range(40)])
 
 
 async def test_registered_steps_run_in_the_pool_and_in_all_of_it(engine: Engine) -> None:

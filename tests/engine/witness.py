@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-PATIENCE_S = 8.0
+PATIENCE_S = 60.0
 
 
 class Witness:

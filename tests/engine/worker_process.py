@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 import kagzi
 from tests.engine import programs
 
@@ -29,9 +31,13 @@ class WorkerProcess:
         )
 
     def kill(self) -> None:
-        """As `kill -9`, and wait until it is gone."""
+        """As `kill -9`, and wait until it is gone, and its pool with it."""
+        family: list[psutil.Process] = []
+        if self._process.poll() is None:
+            family = psutil.Process(self._process.pid).children(recursive=True)
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
+        psutil.wait_procs(family, timeout=20)
 
 
 @contextmanager

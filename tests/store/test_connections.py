@@ -101,7 +101,7 @@ async def test_nothing_that_is_logged_or_shown_holds_the_password(
     dsn = make_conninfo(proxy.dsn, password=HARD)
     shown: list[str] = []
     async with kagzi.connect(dsn) as client:
-        async with client.worker(processes=0, lease_s=5, heartbeat_s=0.1, poll_s=0.05) as keeper:
+        async with client.worker(processes=0, lease_s=60, heartbeat_s=0.1, poll_s=0.05) as keeper:
             worker = keeper.incarnation
             store = worker.store
             fenced = worker._fenced
@@ -115,7 +115,7 @@ async def test_nothing_that_is_logged_or_shown_holds_the_password(
             await until(lambda: "heartbeat failed" in caplog.text)
             await until(lambda: "listening stopped" in caplog.text)
             proxy.refusing = False
-            await asyncio.wait_for(writing, 20)
+            await asyncio.wait_for(writing, 60)
     proxy.refusal = ("28P01", f"password authentication failed for user with {HARD}")
     with pytest.raises(StoreUnavailable) as caught:
         async with kagzi.connect(dsn):
@@ -369,7 +369,7 @@ async def test_cancellation_that_meets_something_else_is_not_lost(
         await asyncio.sleep(0)
         writing.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await asyncio.wait_for(writing, 10)
+            await asyncio.wait_for(writing, 60)
     finally:
         await made.close()
 

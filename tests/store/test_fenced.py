@@ -284,7 +284,7 @@ async def test_connection_cut_at_any_message_loses_and_doubles_nothing(
             batch = batch_of(steps)
         proxy.hook = hook
         async with connected(proxy.dsn, worker_id) as connection:
-            stored = await asyncio.wait_for(connection.write(batch), 20)
+            stored = await asyncio.wait_for(connection.write(batch), 60)
         resent += bool(stored)
         assert {step.id for step, _ in stored} <= {step.id for step in batch.steps}
         assert all(row.output == step.output for step, row in stored)
@@ -312,7 +312,7 @@ async def test_write_waits_until_the_server_is_back(
             await until(lambda: any("checkpoints wait" in r.message for r in caplog.records))
         assert not writing.done()
         proxy.refusing = False
-        assert await asyncio.wait_for(writing, 10) == []
+        assert await asyncio.wait_for(writing, 60) == []
     assert await value(proxy.dsn, COUNT) == 2
 
 
@@ -326,7 +326,7 @@ async def test_server_in_trouble_is_asked_again_and_no_step_is_blamed(
     worker_id = await registered(store)
     await raise_on_insert(dsn, state, times=3)
     async with connected(dsn, worker_id) as connection:
-        await asyncio.wait_for(connection.write(batch_of(settled_many(size))), 10)
+        await asyncio.wait_for(connection.write(batch_of(settled_many(size))), 60)
     assert await value(dsn, COUNT) == size
 
 
@@ -397,7 +397,7 @@ async def test_row_that_postgres_refuses_fails_its_own_step_alone(
             steps[place].output = b"bad"
         writer.put_steps(steps)
         writer.put_group(group_row())
-        await asyncio.wait_for(writer.drain(), 20)
+        await asyncio.wait_for(writer.drain(), 60)
     assert set(refused) == {steps[place].id for place in bad}
     query = "SELECT status, count(*)::int FROM kagzi.step_runs GROUP BY 1"
     expected = {"completed": size - len(bad), "failed": len(bad)}
@@ -413,7 +413,7 @@ async def test_statement_that_somebody_cancels_fails_no_step(
     await raise_on_insert(proxy.dsn, "57014", times=1)
     async with writing(proxy.dsn, worker_id) as (writer, refused):
         writer.put_steps(settled_many(size))
-        await asyncio.wait_for(writer.drain(), 20)
+        await asyncio.wait_for(writer.drain(), 60)
     assert refused == []
     assert await value(proxy.dsn, COUNT) == size
 
@@ -572,7 +572,7 @@ async def paused_write(
 
         proxy.hook = hook
         task = asyncio.ensure_future(write_once(proxy.dsn, worker_id, steps))
-        await asyncio.wait_for(reached.wait(), 10)
+        await asyncio.wait_for(reached.wait(), 60)
 
         async def go_on_copy() -> None:
             going.set()
@@ -622,10 +622,10 @@ async def test_write_under_way_at_a_takeover_lets_no_stale_row_in_unless_the_fen
     worker_id = await registered(store)
     await weaken(dsn, change, monkeypatch)
     task, go_on = await paused_write(store, proxy, worker_id, form)
-    await asyncio.wait_for(store.rescue(worker_id, "test", forced=True), 20)
+    await asyncio.wait_for(store.rescue(worker_id, "test", forced=True), 60)
     assert await value(dsn, "SELECT status FROM kagzi.workers") == "ended"
     await go_on()
-    outcome = (await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), 20))[0]
+    outcome = (await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), 60))[0]
     assert (await value(dsn, COUNT) > 0) is stale
     assert isinstance(outcome, LeaseLost) is not stale
 
@@ -650,7 +650,7 @@ async def test_no_row_appears_after_a_takeover_that_races_writes(
         await until(lambda wanted=5 + 3 * trial: commits >= wanted)  # noqa: B023
         await store.rescue(worker_id, "test", forced=True)
         after = await value(dsn, COUNT)
-        ends = await asyncio.wait_for(asyncio.gather(*writers, return_exceptions=True), 20)
+        ends = await asyncio.wait_for(asyncio.gather(*writers, return_exceptions=True), 60)
         assert [type(end) for end in ends] == [LeaseLost, LeaseLost]
         assert await value(dsn, COUNT) == after
 
@@ -665,12 +665,12 @@ async def test_backend_that_is_frozen_inside_copy_is_terminated_by_rescue(
     alive = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %(name)s"
     name = f"kagzi:{worker_id}"
     assert await value(dsn, alive, name=name) == 1
-    freed = await asyncio.wait_for(store.rescue(worker_id, "frozen", forced=True), 20)
+    freed = await asyncio.wait_for(store.rescue(worker_id, "frozen", forced=True), 60)
     assert freed == 1
     assert await value(dsn, "SELECT status FROM kagzi.workflow_runs") == "pending"
     await go_on()
     with pytest.raises(LeaseLost):
-        await asyncio.wait_for(task, 20)
+        await asyncio.wait_for(task, 60)
     await until(lambda: no_longer(dsn, alive, name))
     assert await value(dsn, COUNT) == 0
     assert run_id is not None
@@ -685,9 +685,9 @@ async def test_heartbeat_does_not_wait_for_a_write_in_flight(store: Store, proxy
     task, go_on = await paused_write(store, proxy, worker_id, "copy")
     queries = load_queries("kagzi")
     query = queries["renew_lease"]
-    await asyncio.wait_for(rows(store.connector.conninfo(), query, id=worker_id, lease_s=30.0), 5)
+    await asyncio.wait_for(rows(store.connector.conninfo(), query, id=worker_id, lease_s=30.0), 60)
     await go_on()
-    assert await asyncio.wait_for(task, 10) == []
+    assert await asyncio.wait_for(task, 60) == []
 
 
 # --- letting go -----------------------------------------------------------------------------

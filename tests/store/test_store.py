@@ -113,7 +113,7 @@ async def test_start_waits_for_a_start_of_the_same_id_that_is_not_committed(
                 await connection.commit()
             else:
                 await connection.rollback()
-            run = await asyncio.wait_for(start, 10)
+            run = await asyncio.wait_for(start, 60)
         assert run.is_new is not commits
         assert (run.run_id == known_id) is commits
 
@@ -228,7 +228,7 @@ async def test_claim_skips_a_run_that_somebody_has_locked(store: Store, dsn: str
         await connection.execute(
             "SELECT FROM kagzi.workflow_runs WHERE external_id = 'locked' FOR UPDATE"
         )
-        names = await asyncio.wait_for(claimed_names(store, worker_id), 5)
+        names = await asyncio.wait_for(claimed_names(store, worker_id), 60)
         assert names == ["free"]
     assert await claimed_names(store, worker_id) == ["locked"]
 
@@ -368,7 +368,7 @@ async def test_rescue_takes_a_run_that_was_locked_at_its_next_round(store: Store
     await claimed_names(store, worker_id)
     async with transaction(dsn) as connection:
         await connection.execute("SELECT FROM kagzi.workflow_runs FOR UPDATE")
-        assert await asyncio.wait_for(store.rescue(worker_id, "test", forced=True), 5) == 0
+        assert await asyncio.wait_for(store.rescue(worker_id, "test", forced=True), 60) == 0
     assert await store.rescue(worker_id, "again", forced=True) == 1
 
 
@@ -413,7 +413,7 @@ async def test_value_that_a_worker_publishes_while_it_is_rescued_from_is_not_see
 
         await until(waits_or_is_done)
         await rescuing.commit()
-    await asyncio.wait_for(late, 10)
+    await asyncio.wait_for(late, 60)
     assert await read_values(store, run.run_id) == [("k", b"1", 1)]
 
 
@@ -437,21 +437,21 @@ async def test_memo_holds_for_its_lifetime_and_the_first_one_stays(store: Store,
         steps = settled_many(size, step_id)
         steps[0].output = output
         batch = batch_of(steps)
-        batch.memos = [memo_row(steps[0], keys["f"]), memo_row(steps[0], keys["e"], 60.0)]
+        batch.memos = [memo_row(steps[0], keys["f"]), memo_row(steps[0], keys["e"], 3600.0)]
         await connection.write(batch)
 
     await put("one", b"first", 1)
     await put("two", b"second", 100)
     found = await store.find_memos(list(keys.values()))
     assert found == {keys["f"]: b"first", keys["e"]: b"first"}
-    await set_clock(dsn, 61)
+    await set_clock(dsn, 3601)
     assert await store.find_memos(list(keys.values())) == {keys["f"]: b"first"}
     await put("three", b"third", 1)
     assert await store.find_memos(list(keys.values())) == {
         keys["f"]: b"first",
         keys["e"]: b"third",
     }
-    await set_clock(dsn, 61 + 59)
+    await set_clock(dsn, 3601 + 1800)
     assert len(await store.find_memos(list(keys.values()))) == 2
     assert await store.find_memos([b"unknown" * 4]) == {}
     await connection.close()
@@ -520,7 +520,7 @@ async def test_store_goes_on_after_its_connections_were_cut(store: Store, dsn: s
         except StoreUnavailable:
             return False
 
-    await until(works, 10)
+    await until(works)
 
 
 async def test_lease_is_kept_by_the_stores_clock_alone(store: Store, dsn: str) -> None:

@@ -360,7 +360,7 @@ async def test_callback_may_put_more_and_that_is_written_too() -> None:
 
     bench.writer.put_steps([settled("a")])
     bench.writer.after_commit(more)
-    await asyncio.wait_for(done.wait(), 5)
+    await asyncio.wait_for(done.wait(), 60)
     assert bench.store.ids == ["a", "b"]
 
 
@@ -658,7 +658,7 @@ async def test_drain_waits_for_what_is_put_and_for_what_callbacks_put() -> None:
     await turns()
     assert not draining.done(), "the group's row is in flight"
     bench.store.let_go()
-    await asyncio.wait_for(draining, 5)
+    await asyncio.wait_for(draining, 60)
     assert [row.path for row in bench.store.committed[-1].groups] == ["behind the large one"]
 
 
@@ -669,7 +669,7 @@ async def test_close_drops_what_is_not_committed() -> None:
     bench.writer.put_large(settled("huge"), lambda: called.append(1))
     bench.writer.after_commit(lambda: called.append(2))
     await turns()
-    await asyncio.wait_for(bench.writer.close(), 5)
+    await asyncio.wait_for(bench.writer.close(), 60)
     assert called == []
     assert bench.store.committed == []
     assert bench.lost == []
