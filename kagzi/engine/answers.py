@@ -82,6 +82,9 @@ class Answers:
 
     def cut_off(self, steps: list[Step]) -> list[Step]:
         """Bodies ended with their process; those that are still wanted, to be begun again."""
+        for step in steps:
+            if step.group.closed:
+                step.run.bodies.left(step)  # so what it had open is not wanted either
         wanted = [step for step in steps if not step.group.closed]
         for step in wanted:
             step.run.bodies.cut_off(step)

@@ -416,6 +416,19 @@ async def outer_one_at_a_time(ctx: Context, folder: str, entry: str, gate: str) 
 
 
 @kagzi.step
+async def slow_to_leave_inner(ctx: Context, folder: str, entry: str) -> None:
+    """Takes its time when it is cancelled, and leaves a step of its own under way meanwhile."""
+    witness = Witness(folder)
+    inner = asyncio.ensure_future(ctx.step(neighbour, folder, "inner"))
+    try:
+        await witness.pass_gate("never")
+    except asyncio.CancelledError:
+        witness.note(f"{entry} {os.getpid()}")
+        await witness.pass_gate("never")
+    await inner
+
+
+@kagzi.step
 async def add(a: int, b: int) -> int:
     return a + b
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import multiprocessing.forkserver
 import os
@@ -318,6 +319,34 @@ async def test_outer_step_whose_process_dies_as_it_waits_for_its_permit_has_its_
     assert await handle.result(timeout=PATIENCE_S) == [["a.0", "a.1"], ["b.0", "b.1"]]
     ran = Counter(entry.split()[0] for entry in witness.entries)
     assert (ran["+a.0"], ran["+a.1"]) == (1, 1), "what is committed does not run again"
+
+
+@kagzi.workflow
+async def loser_that_takes_its_time(ctx: Context, folder: str) -> int:
+    winner = functools.partial(steps.gated.__wrapped__, folder, "winner", "win")
+    won = await ctx.race("r", [bodies.slow_to_leave_inner.bind(folder, "loser"), winner])
+    await ctx.step(steps.gated.__wrapped__, folder, "after", "after")
+    return won.index
+
+
+async def test_inner_work_of_a_loser_ends_with_the_process_of_both(
+    dsn: str, witness: Witness
+) -> None:
+    def noted(start: str) -> list[str]:
+        return [entry for entry in witness.entries if entry.startswith(start)]
+
+    async with started(dsn, processes=1) as engine:
+        handle = await engine.start(loser_that_takes_its_time, witness.folder)
+        await until(lambda: noted("+inner") and noted("+winner"))
+        witness.open("win")
+        await until(lambda: noted("loser") and noted("+after"))
+        assert engine.worker.answers._inner
+        os.kill(int(noted("loser")[0].split()[1]), signal.SIGKILL)
+        await until(lambda: not engine.worker.answers._inner)
+        await engine.run(one_of_each)  # so the pool is whole again
+        witness.open("after")
+        assert await handle.result(timeout=PATIENCE_S) == 1
+    assert len(noted("+inner")) == 1, "nobody waits for it: it does not run again"
 
 
 async def test_forkserver_that_is_killed_takes_nothing_down_for_good(
