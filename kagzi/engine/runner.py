@@ -270,7 +270,8 @@ class LiveRun:
                 self.loop.call_soon(self._task.cancel)
 
     def _warn_of_unawaited(self) -> None:
-        names = sorted(work.path for work in self._works if not work.awaited)
+        own = (work for work in self._works if not work.scope.base)  # not those of a loser, say
+        names = sorted(work.path for work in own if not work.awaited)
         if names:
             logger.warning(
                 "workflow %s of run %s returned without awaiting %s: cancelled",

@@ -424,7 +424,8 @@ async def slow_to_leave_inner(ctx: Context, folder: str, entry: str) -> None:
         await witness.pass_gate("never")
     except asyncio.CancelledError:
         witness.note(f"{entry} {os.getpid()}")
-        await witness.pass_gate("never")
+        await witness.pass_gate("leave")
+        raise
     await inner
 
 
