@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NoReturn
 from uuid import UUID
 from weakref import WeakSet
 
@@ -103,10 +103,14 @@ class Transactions:
         async with pool.connection() as connection:
             await self._check(connection)
             cursor = self._connector.cursor(connection)
-            await cursor.execute(self._read, _names(step))
-            stored = await cursor.fetchone()
+            await cursor.execute(self._read, {**_names(step), "worker_id": self._worker_id})
+            row = await cursor.fetchone()
+            assert row is not None, "one row"
+            is_held, stored = row
+            if not is_held:  # its body would be another execution for nothing
+                self._lose()
             if stored is not None:
-                return returns.decode(stored[0])
+                return returns.decode(stored)
             async with connection.transaction():
                 value = await body(connection)
                 output = returns.encode(value)
@@ -150,11 +154,14 @@ class Transactions:
         assert row is not None, "one row of counts"
         fence, inserted = row
         if not fence:
-            lost = LeaseLost(f"the lease of worker {self._worker_id} was ended by another worker")
-            self._on_lost(lost)
-            raise lost
+            self._lose()
         if not inserted:
             raise _Stored
+
+    def _lose(self) -> NoReturn:
+        lost = LeaseLost(f"the lease of worker {self._worker_id} was ended by another worker")
+        self._on_lost(lost)
+        raise lost
 
     async def _opened(self) -> AsyncConnectionPool[psycopg.AsyncConnection[Any]]:
         if self._pool is None:

@@ -13,7 +13,7 @@ import kagzi
 from kagzi import Context, ErrorStrategy, InvalidDefinition, StepFailed
 from kagzi.definition import Definition
 from tests.engine.witness import Witness
-from tests.fix_engine import started, until
+from tests.fix_engine import PATIENCE_S, started, until
 from tests.fix_faults import rows, value
 from tests.fix_proxy import Link, Message, Proxy
 
@@ -177,6 +177,24 @@ async def test_worker_whose_lease_was_ended_commits_no_data(account: str, witnes
         )
         assert done == [(False,)], "the next incarnation wrote both"
     assert await value(account, "SELECT count(*) FROM account") == 1
+
+
+async def test_body_whose_connection_is_cut_runs_again_only_under_a_lease_that_holds(
+    account: str, witness: Witness
+) -> None:
+    async with started(account, processes=0) as engine:
+        handle = await engine.start(behind, witness.folder)
+        await until(lambda: witness.entries)
+        await rows(account, "UPDATE kagzi.workers SET status = 'ended'")
+        await rows(
+            account,
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE application_name = %(name)s",
+            name=f"kagzi:{engine.worker.worker_id}",
+        )
+        witness.open("go")
+        await handle.result(PATIENCE_S)
+    assert len(witness.entries) == 2, "here, and by the next incarnation"
 
 
 async def is_there(dsn: str, query: str) -> bool:

@@ -20,6 +20,8 @@ WITH fence AS MATERIALIZED (
 SELECT (SELECT count(*) FROM fence), (SELECT count(*) FROM inserted);
 
 -- name: read_transaction_step
--- What is stored of a step. Index: step_runs_pkey.
-SELECT output FROM {schema}.step_runs
-WHERE run_id = %(run_id)s AND step_id = %(step_id)s AND status = 'completed';
+-- Whether the worker's lease holds, by the fence that its checkpoint will meet (not locked here, for
+-- a body may take long), and what is stored of the step. Indexes: workers_pkey, step_runs_pkey.
+SELECT EXISTS (SELECT FROM {schema}.workers WHERE id = %(worker_id)s AND status <> 'ended'),
+    (SELECT output FROM {schema}.step_runs
+    WHERE run_id = %(run_id)s AND step_id = %(step_id)s AND status = 'completed');
