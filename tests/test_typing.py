@@ -4,8 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 
 USE = """
@@ -93,12 +91,10 @@ def checked(source: str, tmp_path: Path) -> list[str]:
     return [line.rpartition("program.py:")[2] for line in done.stdout.splitlines()]
 
 
-@pytest.mark.timeout(300)
 def test_results_keep_the_types_that_their_steps_declare(tmp_path: Path) -> None:
     assert checked(USE, tmp_path) == []
 
 
-@pytest.mark.timeout(300)
 def test_arguments_that_do_not_fit_are_found(tmp_path: Path) -> None:
     faults = [line for line in checked(MISUSE, tmp_path) if " error: " in line]
     first = MISUSE.splitlines().index("title.bind(3)") + 1

@@ -30,6 +30,7 @@ from kagzi.store.store import Store
 from kagzi.store.transactions import Transactions
 from kagzi.worker.heartbeat import Heartbeat
 from kagzi.worker.worker import Worker
+from tests.faults.subjects import BLOCKED_S
 
 
 @dataclass(frozen=True)
@@ -301,7 +302,10 @@ ENGINES: dict[str, Broken] = {
     "heartbeat_on_loop": Broken(
         heartbeat_on_loop,
         "ran 2 times",
-        {"program": "blocking", "point": "none", "victim": "none", "workers": 2, "runs": 1},
+        {
+            **{"program": "blocking", "point": "none", "victim": "none", "workers": 2, "runs": 1},
+            "lease_s": BLOCKED_S / 2,  # so long that a machine that stalls costs nobody a lease
+        },
     ),
     "no_conflict_guard": Broken(
         no_conflict_guard,

@@ -85,12 +85,19 @@ class Verdict:
 
 
 def judge(
-    connection: psycopg.Connection[Any], witness: Path, programs: dict[str, str], faults: int
+    connection: psycopg.Connection[Any],
+    witness: Path,
+    programs: dict[str, str],
+    faults: int,
+    owed: Mapping[int, int] | None = None,
 ) -> Verdict:
     """All that must hold of runs after so many faults.
 
     Args:
         programs: By the key of each run that was asked for: which program it is.
+        owed: How many of the faults cost a worker its lease, by its process. Leases may run out
+            beyond those, as where the machine stalls: then bodies of the runs that were held may
+            run again. None: no lease may.
     """
     runs = _runs_by_key(connection)
     seen = read_witness(witness, {str(run.id): key for key, run in runs.items()})
@@ -98,6 +105,7 @@ def judge(
     expected = _expected(programs)
     wanted_of = {run.id: expected[key] for key, run in runs.items() if key in expected}
     values = _committed(connection, wanted_of, problems)
+    lapses = {} if owed is None else _lapses(connection)
     entered = _entered(connection)
     for key, wanted in expected.items():
         if key not in runs:
@@ -107,7 +115,10 @@ def judge(
                 problems += _judge_entered(key, values[runs[key].id], entered)
             if wanted.is_followed:
                 problems += _judge_followed(key, seen)
-            problems += _judge_run(key, wanted, runs[key], values, seen, faults)
+            again = faults
+            for process, times in lapses.get(runs[key].id, {}).items():
+                again += max(0, times - (owed or {}).get(process, 0))
+            problems += _judge_run(key, wanted, runs[key], values, seen, again)
             if wanted.kept and origin_of(key) in runs:
                 origin = values.get(runs[origin_of(key)].id, {})
                 problems += _judge_kept(key, wanted, values[runs[key].id], origin, seen)
@@ -207,14 +218,40 @@ def _committed(
     return found
 
 
+def _lapses(connection: psycopg.Connection[Any]) -> dict[UUID, Counter[int]]:
+    """How often each run was taken from workers whose lease ran out, by their processes."""
+    query = (
+        "SELECT w.id, w.pid FROM kagzi.workers w JOIN kagzi.worker_events e ON e.worker_id = w.id"
+        " WHERE e.event = 'ended' AND e.detail = 'lease ran out'"
+    )
+    processes: dict[UUID, int] = dict(connection.execute(query).fetchall())
+    owners: dict[UUID, UUID | None] = {}
+    ended: set[UUID] = set()
+    found: dict[UUID, Counter[int]] = defaultdict(Counter)
+    query = (
+        "SELECT what, status, run, owner FROM audit.writes WHERE what IN ('run', 'worker')"
+        " ORDER BY seq"
+    )
+    for what, status, run, owner in connection.execute(query):
+        if what == "worker":
+            if status == "ended":
+                ended.add(owner)
+            continue
+        before, owners[run] = owners.get(run), owner
+        if before in processes and before in ended and owner != before:
+            found[run][processes[before]] += 1
+    return found
+
+
 def _judge_run(
     key: str,
     wanted: Program,
     run: Run,
     values: dict[UUID, dict[str, Any]],
     seen: Witnessed,
-    faults: int,
+    again: int,
 ) -> list[str]:
+    """`again`: how often whatever befell it may have made a body run once more."""
     problems: list[str] = []
     committed = values.get(run.id, {})
     if run.status != wanted.status:
@@ -224,9 +261,9 @@ def _judge_run(
             problems.append(f"{key}: step {step!r} has no checkpoint")
     for step in (*wanted.steps, *wanted.maybe):
         ran = seen.ran.get((key, step), [])
-        most = wanted.attempts.get(step, 1) + faults
+        most = wanted.attempts.get(step, 1) + again
         if len(ran) > most:
-            problems.append(f"{key}: {step!r} ran {len(ran)} times, with {faults} faults")
+            problems.append(f"{key}: {step!r} ran {len(ran)} times, not at most {most}")
         if step in committed and step not in wanted.kept:
             value = committed[step]
             own = value[0] if isinstance(value, list) else value

@@ -9,8 +9,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import psycopg
-
 from tests.faults import oracle
 from tests.faults.subjects import PROGRAMS
 from tests.faults.trial import Actor, Plan, Report, Server, Trial, WorkerActor
@@ -101,17 +99,18 @@ class Soak(Trial):
         kind = self.chance.choice(kinds)
         if not alive:
             return
+        actor = self.chance.choice(alive)
         if kind == "client":
             client = self.chance.choice(self._clients)[0]
             if client.is_alive:
                 client.kill()
-                self._count(kind)
-        elif await VICTIMS[kind](self, self.chance.choice(alive)):
-            self._count(kind)
+                self._count(kind, actor)
+        elif await VICTIMS[kind](self, actor):
+            self._count(kind, actor)
 
-    def _count(self, kind: str) -> None:
+    def _count(self, kind: str, actor: WorkerActor) -> None:
         self.struck[kind] += 1
-        self.report.faults.append(kind)
+        self.note_fault(kind, actor)
 
     def _is_stopped(self, actor: WorkerActor) -> bool:
         return Path(f"/proc/{actor.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
@@ -128,10 +127,7 @@ class Soak(Trial):
                 self._clients[place] = Actor(self, spec), spec
 
     def _judge(self) -> oracle.Verdict:
-        with psycopg.connect(self.dsn, autocommit=True) as connection:
-            return oracle.judge(
-                connection, self.folder / "witness", self._programs, len(self.report.faults)
-            )
+        return self._judge_all(self._programs)
 
 
 def soak(server: Server, seed: int, workers: int, minutes: float) -> tuple[Report, Counter[str]]:

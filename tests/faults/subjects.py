@@ -23,6 +23,7 @@ from tests.faults.points import around_body
 
 FAILS = 2  # attempts of `flaky`
 STATES = 4  # that `told` publishes
+BLOCKED_S = 8.0  # by `blocking`
 # A pool process that is killed takes the step with it that it was at; these are not to fail by it.
 UNHURT = Retry.fixed(6, 0.0, on=kagzi.StepCrashed)
 
@@ -360,11 +361,11 @@ async def branches(ctx: Context, folder: str, key: str) -> Seen:
 
 @kagzi.workflow
 async def blocking(ctx: Context, folder: str, key: str) -> Seen:
-    """Holds up its worker's loop for longer than a lease, once."""
+    """Holds up its worker's loop for much longer than the lease of its plan, once."""
     seen: Seen = {"a": await ctx.step(mark, folder, key, "a", id="a")}
     if not noted(folder, f"blocked {key}"):
         note(folder, "blocked", key)
-        time.sleep(4.0)  # noqa: ASYNC251 - that is the point
+        time.sleep(BLOCKED_S)  # noqa: ASYNC251 - that is the point
     seen["b"] = await ctx.step(mark, folder, key, "b", id="b")
     saw(folder, key, "b", seen["b"])
     return seen
@@ -388,9 +389,10 @@ async def fickle(ctx: Context, folder: str, key: str) -> Seen:
 @kagzi.workflow
 async def busy(ctx: Context, folder: str, key: str) -> Seen:
     """Many steps, until the client cancels it."""
-    note(folder, "ready", key)
     for n in range(2000):
         await ctx.step(mark, folder, key, f"s{n}", id=f"s{n}")
+        if n == 0:
+            note(folder, "ready", key)
     return {}
 
 

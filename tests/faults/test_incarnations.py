@@ -96,6 +96,7 @@ async def test_worker_that_is_closing_does_not_begin_anew(dsn: str, witness: Wit
         await end_lease(dsn, worker.worker_id)
         await asyncio.wait_for(draining, 20)
         assert worker.lost is not None
+        witness.open("go")
     assert worker.count == 1
 
 

@@ -1,7 +1,8 @@
-"""What the judge of all writes says of a run that changes hands."""
+"""What the judge says of a run that changes hands."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from uuid import UUID
 
 import psycopg
@@ -16,6 +17,7 @@ from kagzi.store.store import Store
 from tests.faults import oracle
 from tests.store.samples import batch_of, mark, release, settled
 
+AGAIN = "times, not at most"
 GIVEN = "was given to"
 HELD = "did not hold the run"
 
@@ -72,7 +74,48 @@ async def test_worker_may_mark_a_step_with_the_row_that_lets_the_run_go_and_not_
     assert [HELD in problem for problem in problems] == [True] * apart
 
 
-async def _start(store: Store) -> UUID:
+@pytest.mark.parametrize(
+    ("lapses", "owed", "most"),
+    [
+        pytest.param([7], None, 1, id="nothing was to strike"),
+        pytest.param([], {}, 1, id="of another run's worker"),
+        pytest.param([7], {}, 2, id="of its worker"),
+        pytest.param([7], {7: 1}, 2, id="of its worker, which was struck"),
+        pytest.param([7], {8: 1}, 3, id="of its worker, while another was struck"),
+        pytest.param([7, 7], {7: 1}, 3, id="of its worker, which was struck, and again"),
+    ],
+)
+async def test_lease_that_ran_out_allows_one_execution_more_of_what_its_worker_held(
+    dsn: str,
+    tmp_path: Path,
+    lapses: list[int],
+    owed: dict[int, int] | None,
+    most: int,
+) -> None:
+    """`lapses`: processes whose lease ran out while they held the run, one after the other."""
+    store = Store(Connector(dsn))
+    await store.open()
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        oracle.install(connection)
+        run = await _start(store, "w", b'["/folder", "key"]')
+        other = await _start(store, "other", b'["/folder", "another"]')
+        for process, workflow in [(9, "other"), *((process, "w") for process in lapses)]:
+            worker = uuid7()
+            await store.register_worker(worker, "host", "boot", process, "then", {}, 0.0)
+            claimed = await store.claim_runs(worker, [(workflow, "1")], 9)
+            assert [one.run_id for one in claimed] == [other if workflow == "other" else run]
+            assert await store.rescue(worker, "lease ran out") == 1
+        for times in (most, most + 1):
+            witness = tmp_path / f"{times}"
+            witness.write_text("ran key s0 s0 nonce 1\n" * times)
+            programs = {"key": "sequential", "another": "sequential"}
+            faults = sum((owed or {}).values())
+            problems = oracle.judge(connection, witness, programs, faults, owed).problems
+            assert any(AGAIN in one for one in problems) == (times > most)
+    await store.close()
+
+
+async def _start(store: Store, workflow: str = "w", payload: bytes = b"[]") -> UUID:
     run_id = uuid7()
-    await store.insert_run(run_id, str(run_id), "w", "1", 0, b"[]")
+    await store.insert_run(run_id, str(run_id), workflow, "1", 0, payload)
     return run_id

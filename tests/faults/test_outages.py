@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -176,7 +175,8 @@ async def test_database_errors_of_user_code_fail_what_raised_them_and_pause_nobo
             statuses = {step.status for step in (await handle.describe()).steps}
             assert statuses == {"failed"}
         assert engine.worker.lost is None
-    assert "wait" not in caplog.text
+    own_words = [str(record.msg) for record in caplog.records if record.name.startswith("kagzi")]
+    assert not [words for words in own_words if "wait" in words]
 
 
 # --- slow commits ---------------------------------------------------------------------------
@@ -209,18 +209,22 @@ async def test_run_whose_results_wait_for_a_slow_commit_is_not_parked(
     monkeypatch.setattr(Parking, "_look", count)
 
     async def slow(link: Link, message: Message) -> bool:
-        """Each answer to a fenced connection waits until parking was thought of."""
+        """Each answer to a fenced connection waits until parking was thought of, three times."""
         if link.is_fenced and message.is_ready and engine.worker.runs:
             run = next(iter(engine.worker.runs.values()))
-            run.settle_down()
             before = looks
-            with suppress(TimeoutError):
-                await until(lambda: looks >= before + 3, 0.1)
+
+            def thought_of() -> bool:
+                if run._parking._handle is None:
+                    run.settle_down()
+                return looks >= before + 3 or run.leaving
+
+            await until(thought_of)
         return True
 
     async with started(proxy.dsn, processes=0, lease_s=60.0) as engine:
         proxy.hook = slow
         handle = await engine.start(some_of_each, witness.folder)
         await engine.client.send(handle, "topic", "news")
-        assert await handle.result(timeout=10) == ["single", ["of the group"], "news"]
+        assert await handle.result(timeout=60) == ["single", ["of the group"], "news"]
         assert looks > 4

@@ -97,7 +97,6 @@ async def act(client: Client, operation: str, handles: list[RunHandle[Any]]) -> 
             await OPERATIONS[operation](client, handle)
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("held", [False, True], ids=["held by nobody", "held by a worker"])
 async def test_two_operations_at_once_end_without_deadlock_or_lost_update(
     slow_dsn: str, held: bool

@@ -124,12 +124,12 @@ async def test_worker_killed_at_each_commit_in_turn_is_followed_by_one_that_repe
     handle = await client.start(programs.story, story_witness.folder)
     assassin = Assassin(proxy, answered)
     moments: list[tuple[set[str], int]] = []  # of death: what was committed, and had been noted
-    result = asyncio.ensure_future(handle.result(timeout=60))
+    result = asyncio.ensure_future(handle.result(timeout=300))
     while not result.done():
         worker = start_worker(proxy.dsn, lease_s=60.0)
         assassin.aim(worker, 1 if answered else 2)
         death = asyncio.ensure_future(assassin.happened.wait())
-        await asyncio.wait([result, death], return_when=asyncio.FIRST_COMPLETED, timeout=20)
+        await asyncio.wait([result, death], return_when=asyncio.FIRST_COMPLETED, timeout=60)
         death.cancel()
         if not assassin.happened.is_set():
             break
@@ -138,7 +138,7 @@ async def test_worker_killed_at_each_commit_in_turn_is_followed_by_one_that_repe
         await rows(dsn, "UPDATE kagzi.workflow_runs SET crash_count = 0")
 
     assert await result == programs.STORY
-    assert 8 <= len(moments) <= 30, "a story of some commits"
+    assert len(moments) >= 8, "a story of some commits"
     for done, seen in moments:
         assert not done & set(story_witness.entries[seen:]), "committed, and run again"
     assert len(await committed(dsn)) == 79
@@ -159,7 +159,7 @@ async def test_worker_killed_within_bodies_leaves_no_process_and_its_run_goes_on
     first = start_worker(dsn, processes=2, lease_s=60.0)
     await until(lambda: len(story_witness.entries) >= 13, 20)
     first.kill()
-    await until(lambda: first.relatives() == [], 5)
+    await until(lambda: first.relatives() == [], 20)
     story_witness.open("go")
     start_worker(dsn, processes=1, lease_s=60.0)
     assert len(await handle.result(timeout=20)) == 12
@@ -337,6 +337,7 @@ async def test_server_that_is_away_for_a_while_delays_a_run_and_no_more(
         await until(lambda: len(story_witness.entries) >= 9, 20)
         proxy.refusing = True
         await proxy.cut_all()
+        await until(lambda: worker.heartbeat.is_failing)  # no answer is on its way any more
         beats, tries = worker.heartbeat.beats, worker.heartbeat.tries
         story_witness.open("go")
         await until(lambda: worker.heartbeat.tries >= tries + 3)
@@ -352,7 +353,7 @@ async def test_worker_closes_although_the_server_is_gone(
 ) -> None:
     """What it held goes on elsewhere when its lease has run out."""
     handle: RunHandle[Any]
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         async with kagzi.connect(proxy.dsn, migrate=False) as ours:
             async with ours.worker(processes=0, **LEASE):
                 handle = await client.start(programs.behind_gate, story_witness.folder, 4)
@@ -378,10 +379,11 @@ async def test_server_that_accepts_and_never_answers_ends_the_workers_trust_in_i
         await client.start(programs.behind_gate, story_witness.folder, 4)
         await until(lambda: len(story_witness.entries) >= 5, 20)
         proxy.hook = hold
-        await asyncio.wait_for(asyncio.shield(worker.ended), 10)
+        await asyncio.wait_for(asyncio.shield(worker.ended), 30)
         assert isinstance(worker.lost, LeaseLost)
         assert worker.runs == {}
         going.set()
+        story_witness.open("go")
 
 
 async def test_lease_that_cannot_be_renewed_in_time_ends_the_worker(
@@ -392,9 +394,10 @@ async def test_lease_that_cannot_be_renewed_in_time_ends_the_worker(
         await until(lambda: len(story_witness.entries) >= 3, 20)
         proxy.refusing = True
         await proxy.cut_all()
-        await asyncio.wait_for(asyncio.shield(worker.ended), 10)
+        await asyncio.wait_for(asyncio.shield(worker.ended), 30)
         assert isinstance(worker.lost, LeaseLost)
         proxy.refusing = False
+        story_witness.open("go")
 
 
 async def test_worker_rescues_nobody_right_after_it_lost_sight_of_the_store_itself(
@@ -494,10 +497,14 @@ async def test_no_backend_is_left_by_a_worker_that_is_killed(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
         " AND application_name LIKE 'kagzi%' AND pid <> pg_backend_pid()"
     )
-    assert await value(dsn, query) >= 5, "of the pool, fenced, listening, renewing, kept"
-    worker.kill()
+
+    async def all_there() -> bool:
+        """Of the pool, fenced, listening, renewing, kept."""
+        return bool(await value(dsn, query) >= 5)
 
     async def none_left() -> bool:
         return bool(await value(dsn, query) == 0)
 
-    await until(none_left, 10)
+    await until(all_there)
+    worker.kill()
+    await until(none_left)

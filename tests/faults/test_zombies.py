@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -11,6 +10,7 @@ import pytest
 from tests.faults.trial import Plan, Server
 from tests.faults.zombies import LATE, Count, Round, plans_of_rounds
 
+SEED = 1
 FEW = 5  # workers at a time
 
 
@@ -22,12 +22,11 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def plan() -> Plan:
-    """Stopped with a batch in hand, another each time."""
-    plans = plans_of_rounds(random.getrandbits(32), FEW)
+    """Stopped with a batch in hand."""
+    plans = plans_of_rounds(SEED, FEW)
     return next(one for one in plans if one.point == "batch.before" and one.processes == 0)
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("point", ["batch.before", "commit.sent"])
 async def test_workers_stopped_until_their_leases_are_ended_write_nothing_more(
     server: Server, plan: Plan, point: str
@@ -42,7 +41,6 @@ async def test_workers_stopped_until_their_leases_are_ended_write_nothing_more(
     assert count.let_through == 0
 
 
-@pytest.mark.timeout(120)
 async def test_writes_of_stopped_workers_are_noticed_in_an_engine_without_a_fence(
     server: Server, plan: Plan
 ) -> None:

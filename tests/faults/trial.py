@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -27,14 +28,14 @@ from kagzi.store.migrate import migrate
 from tests.faults import oracle
 from tests.faults.points import WIRE
 from tests.faults.subjects import PROGRAMS
-from tests.faults.victims import LEASE_S, VICTIMS, Wire
+from tests.faults.victims import COST_LEASE, LEASE_S, VICTIMS, Wire
 from tests.fix_cluster import Cluster
 from tests.fix_proxy import Proxy
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 40.0
 OWN_NAME = "oracle"
-OPTIONS = {"lease_s": LEASE_S, "heartbeat_s": 0.25, "poll_s": 0.1}
+OPTIONS = {"heartbeat_s": 0.25, "poll_s": 0.1}
 QUICK_BEAT_S = 0.02  # where a heartbeat is the point: the runs of a trial are over sooner than most
 
 SLOW_CLAIM = """
@@ -42,7 +43,11 @@ CREATE SEQUENCE audit.claims;
 CREATE FUNCTION audit.take_long() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF NEW.status = 'running' AND OLD.status <> 'running' AND nextval('audit.claims') = 1 THEN
-        PERFORM pg_sleep(2.2);
+        FOR n IN 1..400 LOOP
+            PERFORM pg_sleep(0.05);
+            EXIT WHEN EXISTS (SELECT FROM pg_locks WHERE NOT granted
+                AND pg_backend_pid() = ANY (pg_blocking_pids(pid)));
+        END LOOP;
     END IF;
     RETURN NEW;
 END $$;
@@ -78,7 +83,8 @@ class Plan:
         broken: Name of an engine of `broken.py`.
         workers: At first. Another comes when something has struck.
         deaf: No notification reaches a worker.
-        slow_claim: The first claim takes longer than the lease, and its worker is stopped in it.
+        slow_claim: The first claim takes until a rescue waits for it; its worker is stopped in it.
+        lease_s: Of every worker.
     """
 
     seed: int
@@ -94,6 +100,7 @@ class Plan:
     deaf: bool = False
     slow_claim: bool = False
     patience_s: float = PATIENCE_S
+    lease_s: float = LEASE_S
 
     def __str__(self) -> str:
         return json.dumps(asdict(self), separators=(",", ":"))
@@ -287,6 +294,7 @@ class Trial:
         self.client: Actor | None = None
         self._proxies: list[Proxy] = []
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._owed: Counter[int] = Counter()
         self._hit = False
         self._ending = False
 
@@ -326,12 +334,12 @@ class Trial:
         self.start_client()
         if self.plan.slow_claim:
             query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
-            await self._until(lambda: self._is_more(query), 10)
+            await self._until(lambda: self._is_more(query), 20)
             await self.strike(first)
         if rescue:
             await self._until(self._is_claimed, 10)
             first.kill()
-            self.report.faults.append("worker (to be rescued from)")
+            self.note_fault("worker", first, " (to be rescued from)")
             await self.start_worker(armed=True)
         await self._until(self._is_over, self.plan.patience_s)
 
@@ -363,7 +371,7 @@ class Trial:
         self._proxies.append(proxy)
         wire = Wire(proxy)
         on_wire = plan.point in WIRE
-        options = {**self.options, "processes": plan.processes}
+        options = {**self.options, "lease_s": plan.lease_s, "processes": plan.processes}
         if plan.point.startswith("heartbeat"):
             options["heartbeat_s"] = QUICK_BEAT_S
         actor = WorkerActor(
@@ -418,8 +426,14 @@ class Trial:
             return
         self._hit = True
         if await VICTIMS[self.plan.victim](self, actor):
-            self.report.faults.append(f"{self.plan.victim} at {self.plan.point}")
+            self.note_fault(self.plan.victim, actor, f" at {self.plan.point}")
         self.later(self.start_worker())
+
+    def note_fault(self, victim: str, actor: WorkerActor, where: str = "") -> None:
+        """It struck; this worker, if that costs a worker its lease."""
+        self.report.faults.append(victim + where)
+        if victim in COST_LEASE:
+            self._owed[actor.pid] += 1
 
     def later(self, action: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.ensure_future(action)
@@ -482,7 +496,7 @@ class Trial:
         async def all_ended() -> bool:
             return not any(actor.is_alive or actor.family() for actor in self.actors)
 
-        if not await self._until(all_ended, 15):
+        if not await self._until(all_ended, 60):
             problems += [
                 f"process {actor.pid} ({actor.log.name}) or its pool is left"
                 for actor in self.actors
@@ -496,7 +510,7 @@ class Trial:
             )
             return bool((await self.ask(query, OWN_NAME))[0][0] == 0)
 
-        if not await self._until(no_backend, 5):
+        if not await self._until(no_backend, 20):
             problems.append("backends are left")
         verdict = await asyncio.to_thread(self._judge)
         problems += verdict.problems
@@ -509,13 +523,14 @@ class Trial:
                     problems.append(f"{actor.log.name} says {line}")
 
     def _judge(self) -> oracle.Verdict:
+        return self._judge_all(dict.fromkeys(self.keys, self.plan.program))
+
+    def _judge_all(self, programs: dict[str, str]) -> oracle.Verdict:
+        """Where nothing was to strike, no lease may run out."""
+        faults = len(self.report.faults)
+        owed = self._owed if self._hit or faults else None
         with psycopg.connect(self.dsn, autocommit=True) as connection:
-            return oracle.judge(
-                connection,
-                self.folder / "witness",
-                dict.fromkeys(self.keys, self.plan.program),
-                len(self.report.faults),
-            )
+            return oracle.judge(connection, self.folder / "witness", programs, faults, owed)
 
     async def _clear_up(self) -> None:
         for task in list(self._tasks):

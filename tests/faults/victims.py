@@ -235,3 +235,5 @@ VICTIMS: dict[str, Strike] = {
     "hole": hole,
     "freeze": freeze,
 }
+ZOMBIE = "zombie"  # a worker of `zombies.Round`
+COST_LEASE = ("worker", "hole", "freeze", ZOMBIE)  # that of the worker which is struck

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from tests.faults.trial import OPTIONS, Plan, Report, Server, Trial, WorkerActor
-from tests.faults.victims import let_go_on, stop, until_lease_ended
+from tests.faults.victims import ZOMBIE, let_go_on, stop, until_lease_ended
 
 AT_ONCE = 12
-VICTIM = "zombie"
+VICTIM = ZOMBIE
 RESCUERS = 3
 HELD = 2  # runs, of each worker
 SOON_S = 0.01
@@ -67,6 +67,8 @@ class Round(Trial):
             await self._haunt(actor, 0.0)
             return
         delay_s = self.chance.choice((0.0, self.chance.random() * SOON_S))
+        if len(self._struck) == 1:
+            delay_s = 0.0  # so that at least one has something in hand
         haunting = asyncio.ensure_future(self._haunt(actor, delay_s))
         self.later(haunting)
         if delay_s == 0.0:
@@ -77,7 +79,7 @@ class Round(Trial):
         stopped = stop(self, actor)
         if await until_lease_ended(self, actor):
             self.stopped.append(actor)
-            self.report.faults.append(f"{VICTIM} at {self.plan.point}")
+            self.note_fault(VICTIM, actor, f" at {self.plan.point}")
         let_go_on(stopped)
 
 

@@ -73,7 +73,7 @@ values = st.integers(0, 3)
 
 
 @given(st.lists(values, max_size=5), st.dictionaries(st.sampled_from("abcdxy"), values, max_size=4))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_decoded_arguments_call_the_function_like_the_original_ones(
     args: list[int], kwargs: dict[str, int]
 ) -> None:

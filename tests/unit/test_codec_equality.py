@@ -76,7 +76,7 @@ everything = st.one_of(*v.LEAVES.values(), *v.OTHERS.values(), v.plain_json)
 
 
 @given(everything, everything)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_check_agrees_with_a_comparison_of_shapes(one: Any, two: Any) -> None:
     check_same(one, one)
     if shape(one) != shape(two):

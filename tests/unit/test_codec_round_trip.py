@@ -41,7 +41,7 @@ def round_trip(annotation: Any, value: Any) -> bytes:
 
 
 @given(st.data())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_value_of_any_supported_annotation_comes_back_equal_in_value_and_type(
     data: st.DataObject,
 ) -> None:
@@ -50,7 +50,7 @@ def test_value_of_any_supported_annotation_comes_back_equal_in_value_and_type(
 
 
 @given(v.plain_json)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_plain_json_comes_back_from_an_untyped_position(value: Any) -> None:
     round_trip(Any, value)
 
@@ -67,7 +67,7 @@ everything = st.recursive(
 
 
 @given(st.data())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_value_of_another_type_comes_back_the_same_or_is_refused(data: st.DataObject) -> None:
     annotation, _ = data.draw(v.any_type)
     value = data.draw(everything)

@@ -204,15 +204,13 @@ class SchedulerAgainstItsTwin(RuleBasedStateMachine):
 
 
 TestSchedulerAgainstItsTwin = SchedulerAgainstItsTwin.TestCase
-TestSchedulerAgainstItsTwin.settings = settings(
-    max_examples=60, stateful_step_count=60, deadline=None
-)
+TestSchedulerAgainstItsTwin.settings = settings(max_examples=60, stateful_step_count=60)
 
 
 GATES = st.none() | st.integers(1, 3)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     limits=st.tuples(GATES, GATES, GATES),
     count=st.integers(5, 25),
@@ -361,7 +359,7 @@ def simulate(group, randomness, places=1):
     assert not any(gate.held for gate in simulation.functions)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     group=make_groups(BODIES),
     randomness=st.randoms(use_true_random=False),
@@ -404,7 +402,7 @@ def test_steps_begin_by_priority_then_by_arrival():
 
 @pytest.mark.parametrize("limit", [None, 1])
 @given(priorities=st.lists(st.integers(-50, 50), min_size=30, max_size=150), data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_order_holds_when_steps_are_dropped_from_the_middle(limit, priorities, data):
     scheduler, place, gate = core.Scheduler(), core.Place([1, 0, 0]), limit and core.Gate(limit)
     running = make_step(gate=gate, priority=100)

@@ -166,7 +166,7 @@ def walked(minute: str, hour: str, zone: ZoneInfo, start: datetime, size: int) -
     return found
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(minutes, hours, st.sampled_from(ZONES), starts | changes)
 def test_ticks_are_those_that_a_walk_over_every_minute_finds(
     minute: str, hour: str, timezone: str, start: datetime
@@ -176,7 +176,7 @@ def test_ticks_are_those_that_a_walk_over_every_minute_finds(
     assert list(cron.ticks(start, end)) == walked(minute, hour, ZoneInfo(timezone), start, 600)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     minutes, hours, days, st.sampled_from(ZONES), starts | changes, st.integers(0, 40 * 24 * 3600)
 )
