@@ -51,6 +51,7 @@ async def order_1(ctx: Context, number: str) -> list[str]:
 async def order_2(ctx: Context, number: str) -> list[str]:
     """Larger changes: another function. Runs of version 1 do not meet it."""
     done = await ctx.parallel("all at once", reserve.bind(number), wrap.bind(number))
+    await ctx.wait_event("paid")
     return [*done, await ctx.step(ship, number)]
 
 

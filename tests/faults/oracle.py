@@ -95,9 +95,9 @@ def judge(
 
     Args:
         programs: By the key of each run that was asked for: which program it is.
-        owed: How many of the faults cost a worker its lease, by its process. Leases may run out
-            beyond those, as where the machine stalls: then bodies of the runs that were held may
-            run again. None: no lease may.
+        owed: How many of the faults cost a worker its lease, by the id of its process. Leases may
+            run out beyond those, as where the machine stalls: then bodies of the runs that were
+            held may run again. None: no lease may.
     """
     runs = _runs_by_key(connection)
     seen = read_witness(witness, {str(run.id): key for key, run in runs.items()})

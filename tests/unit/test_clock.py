@@ -27,6 +27,6 @@ def test_seconds_until_a_moment_count_by_the_store():
     clock = StoreClock()
     clock.set(at(4600.0), 1000.0, 1000.0)
     before = clock.now()
-    left_s = clock.seconds_until(before + timedelta(seconds=5))
-    passed_s = (clock.now() - before).total_seconds()
-    assert 5.0 - passed_s <= left_s <= 5.0
+    left = timedelta(seconds=clock.seconds_until(before + timedelta(seconds=5)))
+    passed = clock.now() - before
+    assert timedelta(seconds=5) - passed <= left <= timedelta(seconds=5)
