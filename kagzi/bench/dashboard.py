@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib import util
@@ -113,9 +115,17 @@ def serve(pages: Path, port: int) -> None:
         server = ThreadingHTTPServer(("127.0.0.1", port), handler)
     except OSError as error:
         raise click.UsageError(f"port {port}: {error.strerror}") from None
-    with server:
-        click.echo(f"Dashboard at http://127.0.0.1:{server.server_address[1]}/ (Ctrl-C ends it)")
-        try:
+
+    def end(*_: object) -> None:
+        """Raises nothing, so it is not lost in a moment in which an exception would be."""
+        threading.Thread(target=server.shutdown).start()
+
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        with server:
+            port = server.server_address[1]
+            click.echo(f"Dashboard at http://127.0.0.1:{port}/ (Ctrl-C ends it)")
             server.serve_forever()
-        except KeyboardInterrupt:
             click.echo("")
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -81,8 +81,12 @@ def served(folder: Path) -> Iterator[str]:
         pytest.fail("it never said where")
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(10)
-        process.stdout.close()
+        try:
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
 
 
 @pytest.fixture(scope="module")
