@@ -137,6 +137,35 @@ def test_dashboard_is_served_and_ends_by_an_interrupt(built: Path) -> None:
     assert not re.search(r'(src|href)="https?://(?!github)', page)
 
 
+INTERRUPTED = """
+import os, signal, sys
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+from kagzi.bench.dashboard import serve
+
+class Dying:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(100):
+            pass
+
+def once(server):
+    ThreadingHTTPServer.service_actions = lambda server: None
+    Dying()
+
+ThreadingHTTPServer.service_actions = once
+serve(Path(sys.argv[1]), 0)
+"""
+
+
+def test_interrupt_within_a_finalizer_ends_the_server(tmp_path: Path) -> None:
+    """An exception would be lost there."""
+    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert "Ctrl-C ends it" in done.stdout
+    assert done.stderr == ""
+
+
 def test_dashboard_outside_a_checkout_says_what_is_missing(tmp_path: Path) -> None:
     done = run_dashboard(tmp_path, "--no-serve")
     assert done.returncode == 2
