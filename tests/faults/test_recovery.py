@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -150,6 +151,14 @@ async def test_worker_killed_at_each_commit_in_turn_is_followed_by_one_that_repe
     assert [attempt.step_id for attempt in details.attempts if attempt.step_id == "again"] == [
         "again"
     ]
+
+
+async def test_worker_that_a_test_may_stop_is_in_a_session_of_its_own(
+    dsn: str, start_worker: StartWorker
+) -> None:
+    """Else it goes on by itself when whoever started the tests ends."""
+    worker = start_worker(dsn)
+    assert os.getsid(worker.pid) == worker.pid
 
 
 async def test_worker_killed_within_bodies_leaves_no_process_and_its_run_goes_on_at_once(
